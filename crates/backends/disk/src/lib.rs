@@ -1,0 +1,1 @@
+//! The embedded disk backend of Commonhold, on fjall.

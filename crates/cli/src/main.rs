@@ -1,0 +1,2 @@
+//! The `commonhold` command line.
+fn main() {}

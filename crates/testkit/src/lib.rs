@@ -1,0 +1,1 @@
+//! The conformance kit that every backend and every layer of Commonhold passes.

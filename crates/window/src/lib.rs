@@ -1,0 +1,1 @@
+//! Keyed windows over a stream of events, with state and position committed together.
