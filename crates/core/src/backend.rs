@@ -310,6 +310,20 @@ impl Scan {
         Self { prefix, after: None, keys_only: false, page: 512 }
     }
 
+    /// Checks the range of [`Scan::page`].
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is not 1 to [`Scan::MAX_PAGE`].
+    pub fn check(&self) -> Result<()> {
+        if (1..=Self::MAX_PAGE).contains(&self.page) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("a page has 1 to {} entries, not {}", Self::MAX_PAGE, self.page),
+        ))
+    }
+
     /// Leaves the values out.
     #[must_use]
     pub fn keys_only(mut self) -> Self {

@@ -1,15 +1,15 @@
 //! What the embedded backends share: records with their expiry, how writes act on them, and optimistic
 //! transactions.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    backend::{Applied, Condition, Entry, Expiry, PutOptions, Transaction, Write},
+    backend::{Applied, Condition, DEFAULT_MAX_VALUE_BYTES, Entry, Expiry, PutOptions, Transaction, Write},
     clock::Timestamp,
-    error::{Error, ErrorKind, Result, Retry},
+    error::{Error, ErrorKind, Result},
     key::Key,
     transition::{Action, Transition},
 };
@@ -35,6 +35,22 @@ impl Record {
     }
 }
 
+/// What an embedded store is configured to allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// The longest value, in bytes.
+    pub max_value_bytes: u64,
+    /// How long a value lives that is put with [`Expiry::Never`]; `None` is for ever. Taking the time to
+    /// live away later ([`Action::Expire`]) is not a put.
+    pub default_ttl: Option<Duration>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { max_value_bytes: DEFAULT_MAX_VALUE_BYTES, default_ttl: None }
+    }
+}
+
 /// What became of a command on one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -49,13 +65,8 @@ pub enum Effect {
 /// What a write does to the live record under its key; `None` if its condition does not hold.
 ///
 /// # Errors
-/// `InvalidInput` for a time to live out of range, `TooLarge` for a value over `max_value_bytes`.
-pub fn write(
-    live: Option<&Record>,
-    write: &Write,
-    now: Timestamp,
-    max_value_bytes: u64,
-) -> Result<Option<Effect>> {
+/// `InvalidInput` for a time to live out of range, `TooLarge` for a value over the limit.
+pub fn write(live: Option<&Record>, write: &Write, now: Timestamp, rules: &Rules) -> Result<Option<Effect>> {
     if !write.condition().holds(live.map(|record| &record.value[..])) {
         if let Write::Put { options, .. } = write {
             options.expiry.check()?;
@@ -64,7 +75,7 @@ pub fn write(
     }
     match write {
         Write::Put { value, options, .. } => {
-            record(live, value.clone(), options.expiry, now, max_value_bytes).map(|new| Some(Effect::Put(new)))
+            put(live, value.clone(), options.expiry, now, rules).map(|new| Some(Effect::Put(new)))
         }
         Write::Delete { .. } => Ok(Some(if live.is_some() { Effect::Delete } else { Effect::Nothing })),
     }
@@ -78,13 +89,13 @@ pub fn transact(
     live: Option<&Record>,
     transition: &dyn Transition,
     now: Timestamp,
-    max_value_bytes: u64,
+    rules: &Rules,
 ) -> Result<(Effect, Bytes)> {
     let step = transition.apply(live.map(|record| &record.value[..]), now)?;
     let effect = match (step.action, live) {
-        (Action::Put { value, expiry }, _) => Effect::Put(record(live, value, expiry, now, max_value_bytes)?),
+        (Action::Put { value, expiry }, _) => Effect::Put(put(live, value, expiry, now, rules)?),
         (Action::Expire(expiry), Some(old)) => {
-            Effect::Put(record(live, old.value.clone(), expiry, now, max_value_bytes)?)
+            Effect::Put(Record { value: old.value.clone(), expires_at: expires_at(live, expiry, now)? })
         }
         (Action::Delete, Some(_)) => Effect::Delete,
         (Action::Nothing, _) | (Action::Expire(_) | Action::Delete, None) => Effect::Nothing,
@@ -92,35 +103,34 @@ pub fn transact(
     Ok((effect, step.reply))
 }
 
-fn record(
-    live: Option<&Record>,
-    value: Bytes,
-    expiry: Expiry,
-    now: Timestamp,
-    max_value_bytes: u64,
-) -> Result<Record> {
-    expiry.check()?;
-    if value.len() as u64 > max_value_bytes {
+fn put(live: Option<&Record>, value: Bytes, expiry: Expiry, now: Timestamp, rules: &Rules) -> Result<Record> {
+    if value.len() as u64 > rules.max_value_bytes {
         return Err(Error::new(
             ErrorKind::TooLarge,
-            format!("a value has at most {max_value_bytes} bytes, this one has {}", value.len()),
+            format!("a value has at most {} bytes, this one has {}", rules.max_value_bytes, value.len()),
         ));
     }
-    let expires_at = match expiry {
+    let expiry = if expiry == Expiry::Never { rules.default_ttl.into() } else { expiry };
+    Ok(Record { value, expires_at: expires_at(live, expiry, now)? })
+}
+
+fn expires_at(live: Option<&Record>, expiry: Expiry, now: Timestamp) -> Result<Option<Timestamp>> {
+    expiry.check()?;
+    Ok(match expiry {
         Expiry::Never => None,
         Expiry::Keep => live.and_then(|record| record.expires_at),
         // Rounded up to the resolution that embedded stores promise.
         Expiry::After(ttl) => {
             let at = now.saturating_add(ttl).as_nanos();
-            Some(Timestamp::from_millis((at.saturating_add(999_999)).div_euclid(1_000_000)))
+            Some(Timestamp::from_millis(at.saturating_add(999_999).div_euclid(1_000_000)))
         }
-    };
-    Ok(Record { value, expires_at })
+    })
 }
 
 /// The error of a batch in which a condition did not hold.
 pub fn batch_conflict(key: &Key) -> Error {
-    Error::new(ErrorKind::Conflict, "the condition does not hold; nothing of the batch was written").with_key(key)
+    Error::new(ErrorKind::Conflict, "the condition does not hold; nothing of the batch was written")
+        .with_key(key)
 }
 
 /// What an [`OptimisticTransaction`] needs from its store.
@@ -129,8 +139,8 @@ pub trait OptimisticStore: fmt::Debug + Send + Sync + 'static {
     /// The store's time.
     fn now(&self) -> Timestamp;
 
-    /// The longest value, in bytes.
-    fn max_value_bytes(&self) -> u64;
+    /// What it is configured to allow.
+    fn rules(&self) -> &Rules;
 
     /// The live record under a key.
     async fn read(&self, key: &Key) -> Result<Option<Record>>;
@@ -149,7 +159,6 @@ pub type WriteSet = BTreeMap<Key, Option<Record>>;
 /// The error of a transaction whose reads no longer hold.
 pub fn transaction_conflict(key: &Key) -> Error {
     Error::new(ErrorKind::Conflict, "changed since the transaction read it; nothing was written")
-        .with_retry(Retry::Never)
         .with_key(key)
 }
 
@@ -190,12 +199,15 @@ impl<S: OptimisticStore> OptimisticTransaction<S> {
         let reads = !matches!(
             &write,
             Write::Put {
-                options: PutOptions { condition: Condition::Always, expiry: Expiry::Never | Expiry::After(_) },
+                options: PutOptions {
+                    condition: Condition::Always,
+                    expiry: Expiry::Never | Expiry::After(_)
+                },
                 ..
             }
         );
         let live = if reads { self.live(write.key()).await? } else { None };
-        let effect = self::write(live.as_ref(), &write, self.store.now(), self.store.max_value_bytes())?;
+        let effect = self::write(live.as_ref(), &write, self.store.now(), self.store.rules())?;
         let change = match effect {
             None | Some(Effect::Nothing) => return Ok(Applied::No),
             Some(Effect::Put(record)) => Some(record),

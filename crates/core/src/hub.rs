@@ -72,8 +72,7 @@ impl Hub {
     pub fn subscribe(&self, channel: &Key) -> BoxStream<'static, Result<Message>> {
         let mut channels = self.channels();
         channels.retain(|_, sender| sender.receiver_count() > 0);
-        let sender =
-            channels.entry(channel.clone()).or_insert_with(|| broadcast::Sender::new(QUEUE_LEN));
+        let sender = channels.entry(channel.clone()).or_insert_with(|| broadcast::Sender::new(QUEUE_LEN));
         let payloads = sender.subscribe();
         receive(payloads, Message::Payload, || Message::Missed).map(Ok).boxed()
     }

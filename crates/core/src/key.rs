@@ -1,6 +1,6 @@
 //! Keys and prefixes: plain bytes, compared byte for byte.
 
-use std::{fmt, fmt::Write as _, ops::Bound};
+use std::{borrow::Borrow, fmt, fmt::Write as _, ops::Bound};
 
 use bytes::Bytes;
 
@@ -168,6 +168,19 @@ pub(crate) fn escape(bytes: &[u8], max_chars: usize) -> String {
         }
     }
     text
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TryFrom<Bytes> for Key {
+    type Error = Error;
+    fn try_from(bytes: Bytes) -> Result<Self> {
+        Self::from_bytes(bytes)
+    }
 }
 
 macro_rules! byte_string {

@@ -20,8 +20,8 @@ pub struct Stats {
     pub transitions: u64,
     /// Scans, counts and clears.
     pub scans: u64,
-    /// All other calls.
-    pub others: u64,
+    /// All calls of any kind; a batch is one.
+    pub calls: u64,
     /// Keys read that were there.
     pub hits: u64,
     /// Keys read that were not there.

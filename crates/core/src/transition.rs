@@ -215,10 +215,11 @@ mod tests {
     #[test]
     fn a_counter_keeps_its_time_to_live_and_gets_one_only_when_created() {
         let transition = Increment { delta: 1, ttl: Some(Duration::from_secs(1)) };
-        let expiry = |state: Option<&[u8]>| match transition.apply(state, Timestamp::default()).unwrap().action {
-            Action::Put { expiry, .. } => expiry,
-            other => panic!("{other:?}"),
-        };
+        let expiry =
+            |state: Option<&[u8]>| match transition.apply(state, Timestamp::default()).unwrap().action {
+                Action::Put { expiry, .. } => expiry,
+                other => panic!("{other:?}"),
+            };
         assert_eq!(expiry(None), Expiry::After(Duration::from_secs(1)));
         assert_eq!(expiry(Some(b"1")), Expiry::Keep);
     }

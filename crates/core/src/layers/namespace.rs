@@ -1,0 +1,209 @@
+//! Keeps the keys of one part of an application apart from all others.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::BoxStream};
+
+use super::Layer;
+use crate::{
+    backend::{
+        Applied, Capabilities, Change, Condition, Entry, Health, Maintenance, Message, PutOptions, Scan,
+        StateBackend, Transaction, Write,
+    },
+    error::{Error, ErrorKind, Result},
+    key::{Key, Prefix},
+    stats::Stats,
+    transition::Transition,
+};
+
+/// Puts `NAME:` before every key and channel on the way in, and takes it off on the way out.
+///
+/// Keys are shorter by that much: the two together have at most [`Key::MAX_LEN`] bytes. Namespaces nest:
+/// `b` within `a` is `a:b:`. Listing, counting and clearing see only the namespace's own keys; statistics,
+/// health and housekeeping are those of the whole store.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    prefix: Prefix,
+}
+
+impl Namespace {
+    /// The namespace with this name: 1 to 255 bytes without `:`, so that `a:b` is always `b` within `a`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for any other name.
+    pub fn new(name: &str) -> Result<Self> {
+        if name.is_empty() || name.len() > 255 || name.contains(':') {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a namespace's name has 1 to 255 bytes and no ':' (nest namespaces instead)",
+            ));
+        }
+        Ok(Self { prefix: Prefix::new(format!("{name}:"))? })
+    }
+}
+
+impl Layer for Namespace {
+    fn layer(self, inner: Arc<dyn StateBackend>) -> Arc<dyn StateBackend> {
+        Arc::new(Namespaced { prefix: self.prefix, inner })
+    }
+}
+
+#[derive(Debug)]
+struct Namespaced {
+    prefix: Prefix,
+    inner: Arc<dyn StateBackend>,
+}
+
+impl Namespaced {
+    fn join_prefix(&self, prefix: &Prefix) -> Result<Prefix> {
+        Prefix::new([self.prefix.as_bytes(), prefix.as_bytes()].concat())
+    }
+}
+
+/// The key without the namespace. What lies outside of it is never handed out, so it is always there.
+fn strip(prefix: &Prefix, key: Key) -> Result<Key> {
+    let key = key.into_bytes();
+    Key::from_bytes(key.slice(prefix.as_bytes().len().min(key.len())..))
+}
+
+fn join_write(prefix: &Prefix, write: Write) -> Result<Write> {
+    Ok(match write {
+        Write::Put { key, value, options } => Write::Put { key: prefix.join(key)?, value, options },
+        Write::Delete { key, condition } => Write::Delete { key: prefix.join(key)?, condition },
+    })
+}
+
+#[async_trait]
+impl StateBackend for Namespaced {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.inner.get(&self.prefix.join(key)?).await
+    }
+
+    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
+        self.inner.put(&self.prefix.join(key)?, value, options).await
+    }
+
+    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied> {
+        self.inner.delete(&self.prefix.join(key)?, condition).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
+        let keys = keys.iter().map(|key| self.prefix.join(key)).collect::<Result<Vec<_>>>()?;
+        self.inner.get_many(&keys).await
+    }
+
+    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
+        let batch = batch.into_iter().map(|write| join_write(&self.prefix, write)).collect::<Result<_>>()?;
+        self.inner.write_many(batch).await
+    }
+
+    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes> {
+        self.inner.transact(&self.prefix.join(key)?, transition).await
+    }
+
+    fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
+        let joined = (|| {
+            Ok(Scan {
+                prefix: self.join_prefix(&scan.prefix)?,
+                after: scan.after.as_ref().map(|after| self.prefix.join(after)).transpose()?,
+                ..scan
+            })
+        })();
+        let prefix = self.prefix.clone();
+        match joined {
+            Ok(scan) => {
+                let entries = self.inner.scan(scan);
+                entries
+                    .map(move |item| item.and_then(|(key, entry)| Ok((strip(&prefix, key)?, entry))))
+                    .boxed()
+            }
+            Err(error) => futures_util::stream::once(std::future::ready(Err(error))).boxed(),
+        }
+    }
+
+    async fn count(&self, prefix: &Prefix) -> Result<u64> {
+        self.inner.count(&self.join_prefix(prefix)?).await
+    }
+
+    async fn clear(&self, prefix: &Prefix) -> Result<u64> {
+        self.inner.clear(&self.join_prefix(prefix)?).await
+    }
+
+    async fn watch(&self, prefix: &Prefix) -> Result<BoxStream<'static, Result<Change>>> {
+        let changes = self.inner.watch(&self.join_prefix(prefix)?).await?;
+        let prefix = self.prefix.clone();
+        Ok(changes
+            .map(move |change| {
+                Ok(match change? {
+                    Change::Put(key) => Change::Put(strip(&prefix, key)?),
+                    Change::Deleted(key) => Change::Deleted(strip(&prefix, key)?),
+                    Change::Missed => Change::Missed,
+                })
+            })
+            .boxed())
+    }
+
+    async fn publish(&self, channel: &Key, message: Bytes) -> Result<()> {
+        self.inner.publish(&self.prefix.join(channel)?, message).await
+    }
+
+    async fn subscribe(&self, channel: &Key) -> Result<BoxStream<'static, Result<Message>>> {
+        self.inner.subscribe(&self.prefix.join(channel)?).await
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        let inner = self.inner.begin().await?;
+        Ok(Box::new(NamespacedTransaction { prefix: self.prefix.clone(), inner }))
+    }
+
+    async fn health(&self) -> Result<Health> {
+        self.inner.health().await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.inner.stats().await
+    }
+
+    async fn maintain(&self, task: Maintenance) -> Result<()> {
+        self.inner.maintain(task).await
+    }
+}
+
+#[derive(Debug)]
+struct NamespacedTransaction {
+    prefix: Prefix,
+    inner: Box<dyn Transaction>,
+}
+
+#[async_trait]
+impl Transaction for NamespacedTransaction {
+    async fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
+        self.inner.get(&self.prefix.join(key)?).await
+    }
+
+    async fn put(&mut self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
+        self.inner.put(&self.prefix.join(key)?, value, options).await
+    }
+
+    async fn delete(&mut self, key: &Key, condition: Condition) -> Result<Applied> {
+        self.inner.delete(&self.prefix.join(key)?, condition).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.inner.commit().await
+    }
+
+    async fn rollback(self: Box<Self>) -> Result<()> {
+        self.inner.rollback().await
+    }
+}

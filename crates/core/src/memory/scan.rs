@@ -1,0 +1,85 @@
+//! Ordered scans over all shards: each hands out its keys in small portions, a heap merges them.
+
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+
+use futures_util::{StreamExt as _, stream, stream::BoxStream};
+
+use super::{Inner, SHARDS};
+use crate::{
+    backend::{Entry, Scan},
+    error::Result,
+    key::Key,
+};
+
+/// How many keys a shard hands out at a time.
+const PORTION: usize = 32;
+
+pub(super) fn stream(store: Arc<Inner>, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
+    if let Err(error) = scan.check() {
+        return stream::once(std::future::ready(Err(error.at(super::NAME, "scan")))).boxed();
+    }
+    let mut merge: Option<Merge> = None;
+    stream::poll_fn(move |_| {
+        let merge = merge.get_or_insert_with(|| Merge::new(&store, &scan));
+        std::task::Poll::Ready(merge.next(&store, &scan).map(Ok))
+    })
+    .boxed()
+}
+
+/// The next entries of every shard, the smallest key on top.
+struct Merge {
+    heap: BinaryHeap<Reverse<(Key, usize)>>,
+    /// For each shard the entries it handed out, the last one first.
+    portions: Vec<Vec<(Key, Entry)>>,
+}
+
+impl Merge {
+    fn new(store: &Inner, scan: &Scan) -> Self {
+        let mut merge = Self { heap: BinaryHeap::new(), portions: vec![Vec::new(); SHARDS] };
+        for index in 0..SHARDS {
+            merge.refill(store, scan, index, scan.after.clone());
+        }
+        merge
+    }
+
+    fn next(&mut self, store: &Inner, scan: &Scan) -> Option<(Key, Entry)> {
+        let Reverse((_, index)) = self.heap.pop()?;
+        let portion = self.portions.get_mut(index)?;
+        let entry = portion.pop()?;
+        match portion.last() {
+            Some((key, _)) => self.heap.push(Reverse((key.clone(), index))),
+            None => self.refill(store, scan, index, Some(entry.0.clone())),
+        }
+        Some(entry)
+    }
+
+    /// Fetches the shard's next live entries behind `after`, if there are any.
+    fn refill(&mut self, store: &Inner, scan: &Scan, index: usize, mut after: Option<Key>) {
+        let now = store.clock.now();
+        loop {
+            let shard = store.lock_shard(index);
+            let keys = shard.keys(&scan.prefix, after.as_ref(), PORTION.min(scan.page));
+            let Some(last) = keys.last().cloned() else { return };
+            let portion: Vec<_> = keys
+                .into_iter()
+                .rev()
+                .filter_map(|key| {
+                    let mut record = shard.get(store.hash(&key), &key)?.clone();
+                    if scan.keys_only {
+                        record.value.clear();
+                    }
+                    record.is_live(now).then(|| (key, record.into_entry(now)))
+                })
+                .collect();
+            drop(shard);
+            if let Some((key, _)) = portion.last() {
+                self.heap.push(Reverse((key.clone(), index)));
+                if let Some(slot) = self.portions.get_mut(index) {
+                    *slot = portion;
+                }
+                return;
+            }
+            after = Some(last);
+        }
+    }
+}
