@@ -1,1 +1,45 @@
-//! The state that the instances of an application have in common, held right.
+//! Commonhold holds the state that the instances of an application have in common: one interface over memory
+//! and embedded disk, and what is built on it.
+//!
+//! # What it is
+//! - [`Store`]: a typed handle over any backend. [`open`] makes one from a URL.
+//! - Backends with the same exact semantics, held to them by one conformance kit: [`MemoryBackend`] and,
+//!   with the feature `disk`, [`disk::DiskBackend`].
+//! - [`layers`]: retry, timeout, concurrency limit, metrics, traces, namespaces around any backend.
+//! - With the feature `window`: [`window`], keyed windows over a stream of events, exactly once.
+//!
+//! # What it is not
+//! Not a database, a consensus protocol or a message broker. One process owns a disk store at a time.
+//!
+//! # Example
+//! ```
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let url = format!("disk:{}", directory.path().join("state").display());
+//! use std::time::Duration;
+//!
+//! let store = commonhold::open(&url).await?; // "disk:./commonhold-data", "memory:"
+//! store.put_with_ttl("session:1", "alice", Duration::from_secs(1800)).await?;
+//! assert!(!store.set_if_not_exists("session:1", "bob").await?);
+//! assert_eq!(store.increment("visits", 1).await?, 1);
+//!
+//! store.transaction(|tx| async move {
+//!     let visits: i64 = tx.get_as("visits", commonhold::Text).await?.unwrap_or(0);
+//!     tx.put("last", visits.to_string()).await
+//! }).await?;
+//! # Ok::<(), commonhold::Error>(())
+//! # }).unwrap();
+//! ```
+
+mod open;
+
+pub use commonhold_core::*;
+
+pub use self::open::{STORES, open};
+
+/// The embedded backend on disk.
+#[cfg(feature = "disk")]
+pub use commonhold_disk as disk;
+/// Keyed windows over a stream of events.
+#[cfg(feature = "window")]
+pub use commonhold_window as window;

@@ -1,6 +1,6 @@
 //! What users hold: a cheap handle with the friendly, typed surface over any backend.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{borrow::Borrow, fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt as _, stream::BoxStream};
@@ -84,7 +84,7 @@ impl Store {
 
     /// The value under a key, and how long it has left to live.
     pub async fn get_entry(&self, key: impl IntoKey) -> Result<Option<Entry>> {
-        self.backend.get(&key.into_key()?).await
+        self.backend.get(key.into_key()?.borrow()).await
     }
 
     /// The value under a key, decoded.
@@ -93,11 +93,11 @@ impl Store {
     /// `Corrupt` if the bytes are not what the codec expects.
     pub async fn get_as<T, C: Codec<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
         let key = key.into_key()?;
-        let entry = self.backend.get(&key).await?;
+        let entry = self.backend.get(key.borrow()).await?;
         entry
             .map(|entry| codec.decode(&entry.value))
             .transpose()
-            .map_err(|error| error.at(self.backend.name(), "get_as").with_key(&key))
+            .map_err(|error| error.at(self.backend.name(), "get_as").with_key(key.borrow()))
     }
 
     /// Whether there is an entry under a key.
@@ -129,9 +129,10 @@ impl Store {
     /// `Serialization` if the value cannot be encoded.
     pub async fn put_as<T, C: Codec<T>>(&self, key: impl IntoKey, value: &T, codec: C) -> Result<()> {
         let key = key.into_key()?;
-        let value =
-            codec.encode(value).map_err(|error| error.at(self.backend.name(), "put_as").with_key(&key))?;
-        self.put(key, value).await
+        let value = codec
+            .encode(value)
+            .map_err(|error| error.at(self.backend.name(), "put_as").with_key(key.borrow()))?;
+        self.put(key.borrow(), value).await
     }
 
     /// Puts a value under a condition and with an expiry, and says whether the condition held.
@@ -141,7 +142,7 @@ impl Store {
         value: impl Into<Bytes>,
         options: PutOptions,
     ) -> Result<Applied> {
-        self.backend.put(&key.into_key()?, value.into(), options).await
+        self.backend.put(key.into_key()?.borrow(), value.into(), options).await
     }
 
     /// Puts a value if there is none, and says whether it did.
@@ -164,7 +165,7 @@ impl Store {
 
     /// Deletes a key, and says whether there was something.
     pub async fn delete(&self, key: impl IntoKey) -> Result<bool> {
-        Ok(self.backend.delete(&key.into_key()?, Condition::Always).await?.is_yes())
+        Ok(self.backend.delete(key.into_key()?.borrow(), Condition::Always).await?.is_yes())
     }
 
     /// Deletes a key and returns the value that was there. Of several callers one gets it.
@@ -211,7 +212,7 @@ impl Store {
     /// # Errors
     /// The transition's own; nothing is changed then.
     pub async fn transact(&self, key: impl IntoKey, transition: impl Transition) -> Result<Bytes> {
-        self.backend.transact(&key.into_key()?, Arc::new(transition)).await
+        self.backend.transact(key.into_key()?.borrow(), Arc::new(transition)).await
     }
 
     /// The values under these keys, in their order.
@@ -226,14 +227,14 @@ impl Store {
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Result<()> {
-        let put = |(key, value): (K, V)| Ok(Write::put(key.into_key()?, value));
+        let put = |(key, value): (K, V)| Ok(Write::put(key.into_key()?.borrow().clone(), value));
         let batch = entries.into_iter().map(put).collect::<Result<Vec<_>>>()?;
         self.write_batch(batch).await.map(drop)
     }
 
     /// Deletes keys, and says how many there were.
     pub async fn batch_delete<K: IntoKey>(&self, keys: impl IntoIterator<Item = K>) -> Result<u64> {
-        let delete = |key: K| Ok(Write::delete(key.into_key()?));
+        let delete = |key: K| Ok(Write::delete(key.into_key()?.borrow().clone()));
         let batch = keys.into_iter().map(delete).collect::<Result<Vec<_>>>()?;
         let applied = self.write_batch(batch).await?;
         Ok(applied.into_iter().filter(|applied| applied.is_yes()).count() as u64)
@@ -277,12 +278,12 @@ impl Store {
 
     /// Sends a message to whoever is subscribed to the channel now.
     pub async fn publish(&self, channel: impl IntoKey, message: impl Into<Bytes>) -> Result<()> {
-        self.backend.publish(&channel.into_key()?, message.into()).await
+        self.backend.publish(channel.into_key()?.borrow(), message.into()).await
     }
 
     /// The messages on a channel from now on.
     pub async fn subscribe(&self, channel: impl IntoKey) -> Result<BoxStream<'static, Result<Message>>> {
-        self.backend.subscribe(&channel.into_key()?).await
+        self.backend.subscribe(channel.into_key()?.borrow()).await
     }
 
     /// Runs `work` in a transaction and commits it. If it meets a concurrent change it is rolled back and
@@ -363,6 +364,13 @@ impl Store {
     }
 }
 
+impl From<Arc<dyn StateBackend>> for Store {
+    /// A handle to this backend with the layers that it has already, and no others.
+    fn from(backend: Arc<dyn StateBackend>) -> Self {
+        Self { backend }
+    }
+}
+
 /// A running transaction, as [`Store::transaction`] hands it out. Clones are the same transaction.
 ///
 /// After the transaction has ended, its methods fail with `Closed`.
@@ -381,7 +389,7 @@ impl StoreTransaction {
     pub async fn get(&self, key: impl IntoKey) -> Result<Option<Bytes>> {
         let key = key.into_key()?;
         let mut running = self.running.lock().await;
-        Ok(running.as_mut().ok_or_else(ended)?.get(&key).await?.map(|entry| entry.value))
+        Ok(running.as_mut().ok_or_else(ended)?.get(key.borrow()).await?.map(|entry| entry.value))
     }
 
     /// The same, decoded.
@@ -415,14 +423,14 @@ impl StoreTransaction {
     ) -> Result<Applied> {
         let (key, value) = (key.into_key()?, value.into());
         let mut running = self.running.lock().await;
-        running.as_mut().ok_or_else(ended)?.put(&key, value, options).await
+        running.as_mut().ok_or_else(ended)?.put(key.borrow(), value, options).await
     }
 
     /// Deletes a key, and says whether there was something.
     pub async fn delete(&self, key: impl IntoKey) -> Result<bool> {
         let key = key.into_key()?;
         let mut running = self.running.lock().await;
-        Ok(running.as_mut().ok_or_else(ended)?.delete(&key, Condition::Always).await?.is_yes())
+        Ok(running.as_mut().ok_or_else(ended)?.delete(key.borrow(), Condition::Always).await?.is_yes())
     }
 
     async fn end(&self, commit: bool) -> Result<()> {
@@ -445,17 +453,51 @@ impl fmt::Debug for StoreTransaction {
 }
 
 /// What can be used as a key: see [`Store`].
-pub trait IntoKey {
+pub trait IntoKey: Send {
+    /// The key, or the reference to one that was given: a key that is there already is not copied.
+    type Key: Borrow<Key> + Send;
+
     /// The key.
     ///
     /// # Errors
     /// `InvalidInput` for no bytes, `TooLarge` for more than [`Key::MAX_LEN`].
-    fn into_key(self) -> Result<Key>;
+    fn into_key(self) -> Result<Self::Key>;
 }
 
-impl<K: TryInto<Key, Error: Into<Error>>> IntoKey for K {
+impl<'a> IntoKey for &'a Key {
+    type Key = &'a Key;
+
+    fn into_key(self) -> Result<&'a Key> {
+        Ok(self)
+    }
+}
+
+impl IntoKey for Key {
+    type Key = Key;
+
     fn into_key(self) -> Result<Key> {
-        self.try_into().map_err(Into::into)
+        Ok(self)
+    }
+}
+
+macro_rules! into_key {
+    ($($type:ty),*) => {$(
+        impl IntoKey for $type {
+            type Key = Key;
+
+            fn into_key(self) -> Result<Key> {
+                self.try_into()
+            }
+        }
+    )*};
+}
+into_key!(&str, String, &String, &[u8], Vec<u8>, Bytes);
+
+impl<const N: usize> IntoKey for &[u8; N] {
+    type Key = Key;
+
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
     }
 }
 

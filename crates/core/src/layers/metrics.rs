@@ -33,14 +33,14 @@ use crate::{
 pub struct Metrics {
     stripes: Box<[Stripe]>,
     clock: Clock,
-    /// Nothing where no recorder was installed, so that nothing is paid for.
-    recorder: Option<Recorder>,
+    recorder: Recorder,
 }
 
 /// What one thread, or a few, have counted. Aligned so that no two stripes share a cache line.
 #[repr(align(128))]
 struct Stripe {
-    calls: [AtomicU64; OPERATIONS],
+    transitions: AtomicU64,
+    scans: AtomicU64,
     errors: AtomicU64,
     keys_put: AtomicU64,
     keys_deleted: AtomicU64,
@@ -48,15 +48,13 @@ struct Stripe {
     misses: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
-    nanos: AtomicU64,
     latencies: AtomicHistogram,
 }
-
-const OPERATIONS: usize = Operation::ALL.len();
 
 /// Buckets as wide as 1/32 of their value, up to 2^40 ns, about 18 minutes.
 const HISTOGRAM: (u8, u8) = (5, 40);
 
+/// Handles into the recorder that was installed; they lead nowhere if none was.
 struct Recorder {
     calls: Vec<metrics::Counter>,
     errors: Vec<metrics::Counter>,
@@ -89,31 +87,29 @@ impl Metrics {
     fn record<T: Outcome>(&self, call: &Call<'_>, begun: u64, result: &Result<T>) {
         let nanos = self.clock.delta_as_nanos(begun, self.clock.raw());
         let Some(stripe) = self.stripe() else { return };
-        if let Some(calls) = stripe.calls.get(call.operation as usize) {
-            calls.fetch_add(1, Relaxed);
+        match call.operation {
+            Operation::Transact => add(&stripe.transitions, 1),
+            Operation::Scan | Operation::Count | Operation::Clear => add(&stripe.scans, 1),
+            _ => {}
         }
-        stripe.nanos.fetch_add(nanos, Relaxed);
         let _ = stripe.latencies.increment(nanos.min((1 << HISTOGRAM.1) - 1));
         match result {
             Ok(outcome) => {
                 let read = outcome.read();
                 stripe.count(call, read);
-                if let Some(recorder) = &self.recorder {
-                    recorder.count(call, read);
-                }
+                self.recorder.count(call, read);
             }
             Err(_) => add(&stripe.errors, 1),
         }
-        if let Some(recorder) = &self.recorder {
-            recorder.called(call.operation, nanos, result.is_err());
-        }
+        self.recorder.called(call.operation, nanos, result.is_err());
     }
 }
 
 impl Stripe {
     fn new() -> Option<Self> {
         Some(Self {
-            calls: [const { AtomicU64::new(0) }; OPERATIONS],
+            transitions: AtomicU64::new(0),
+            scans: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             keys_put: AtomicU64::new(0),
             keys_deleted: AtomicU64::new(0),
@@ -121,7 +117,6 @@ impl Stripe {
             misses: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
             latencies: AtomicHistogram::new(HISTOGRAM.0, HISTOGRAM.1).ok()?,
         })
     }
@@ -144,37 +139,24 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Recorder {
-    fn installed(backend: &'static str) -> Option<Self> {
-        // A probe tells whether a recorder is there: without one, handles lead nowhere.
-        let installed = metrics::with_recorder(|recorder| {
-            let key = metrics::Key::from_static_name("commonhold_calls_total");
-            let metadata = metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
-            let handle = recorder.register_counter(&key, &metadata);
-            format!("{handle:?}") != format!("{:?}", metrics::Counter::noop())
-        });
-        installed.then(|| {
-            let each = |make: fn(&'static str, &'static str) -> _| {
-                Operation::ALL.iter().map(|operation| make(backend, operation.name())).collect()
-            };
-            Self {
-                calls: each(|backend, operation| {
-                    metrics::counter!("commonhold_calls_total", "backend" => backend, "operation" => operation)
-                }),
-                errors: each(|backend, operation| {
-                    metrics::counter!("commonhold_errors_total", "backend" => backend, "operation" => operation)
-                }),
-                seconds: Operation::ALL
-                    .iter()
-                    .map(|operation| {
-                        metrics::histogram!("commonhold_call_seconds", "backend" => backend, "operation" => operation.name())
-                    })
-                    .collect(),
-                hits: metrics::counter!("commonhold_hits_total", "backend" => backend),
-                misses: metrics::counter!("commonhold_misses_total", "backend" => backend),
-                bytes_read: metrics::counter!("commonhold_read_bytes_total", "backend" => backend),
-                bytes_written: metrics::counter!("commonhold_written_bytes_total", "backend" => backend),
-            }
-        })
+    fn installed(backend: &'static str) -> Self {
+        let counters = |name: &'static str| {
+            let counter = |operation: &Operation| metrics::counter!(name, "backend" => backend, "operation" => operation.name());
+            Operation::ALL.iter().map(counter).collect()
+        };
+        let seconds = |operation: &Operation| {
+            let labels = [("backend", backend), ("operation", operation.name())];
+            metrics::histogram!("commonhold_call_seconds", &labels)
+        };
+        Self {
+            calls: counters("commonhold_calls_total"),
+            errors: counters("commonhold_errors_total"),
+            seconds: Operation::ALL.iter().map(seconds).collect(),
+            hits: metrics::counter!("commonhold_hits_total", "backend" => backend),
+            misses: metrics::counter!("commonhold_misses_total", "backend" => backend),
+            bytes_read: metrics::counter!("commonhold_read_bytes_total", "backend" => backend),
+            bytes_written: metrics::counter!("commonhold_written_bytes_total", "backend" => backend),
+        }
     }
 
     fn called(&self, operation: Operation, nanos: u64, failed: bool) {
@@ -233,28 +215,23 @@ impl Uniform for Metrics {
         let sum = |counter: fn(&Stripe) -> &AtomicU64| -> u64 {
             self.stripes.iter().map(|stripe| counter(stripe).load(Relaxed)).sum()
         };
-        let calls = |operation: Operation| -> u64 {
-            let of = |stripe: &Stripe| Some(stripe.calls.get(operation as usize)?.load(Relaxed));
-            self.stripes.iter().filter_map(of).sum()
-        };
-        let all: u64 = Operation::ALL.into_iter().map(calls).sum();
         stats.hits += sum(|stripe| &stripe.hits);
         stats.misses += sum(|stripe| &stripe.misses);
         stats.gets = stats.hits + stats.misses;
         stats.puts += sum(|stripe| &stripe.keys_put);
         stats.deletes += sum(|stripe| &stripe.keys_deleted);
-        stats.transitions += calls(Operation::Transact);
-        stats.scans += calls(Operation::Scan) + calls(Operation::Count) + calls(Operation::Clear);
+        stats.transitions += sum(|stripe| &stripe.transitions);
+        stats.scans += sum(|stripe| &stripe.scans);
         stats.errors += sum(|stripe| &stripe.errors);
         stats.bytes_read += sum(|stripe| &stripe.bytes_read);
         stats.bytes_written += sum(|stripe| &stripe.bytes_written);
-        stats.calls += all;
-        stats.latency = self.latency(sum(|stripe| &stripe.nanos));
+        stats.latency = self.latency();
+        stats.calls = stats.latency.count;
     }
 }
 
 impl Metrics {
-    fn latency(&self, nanos: u64) -> Latency {
+    fn latency(&self) -> Latency {
         let Ok(mut all) = Histogram::new(HISTOGRAM.0, HISTOGRAM.1) else { return Latency::default() };
         for stripe in &self.stripes {
             if let Ok(sum) = all.checked_add(&stripe.latencies.load()) {
@@ -262,6 +239,9 @@ impl Metrics {
             }
         }
         let count: u64 = all.iter().map(|bucket| bucket.count()).sum();
+        let middle = |start: u64, end: u64| u128::from(start / 2 + end / 2);
+        let sum: u128 =
+            all.iter().map(|bucket| u128::from(bucket.count()) * middle(bucket.start(), bucket.end())).sum();
         let at = |quantile: f64| {
             let rank = ((count as f64 * quantile).ceil() as u64).max(1);
             let mut seen = 0;
@@ -276,7 +256,7 @@ impl Metrics {
         }
         Latency {
             count,
-            mean: Duration::from_nanos(nanos / count),
+            mean: Duration::from_nanos((sum / u128::from(count)) as u64),
             p50: at(0.50),
             p99: at(0.99),
             max: at(1.0),

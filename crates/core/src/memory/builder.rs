@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
+
 use super::{Inner, MemoryBackend, SHARDS, shard::Shard};
 use crate::{
     clock::{Clock, SystemClock},
@@ -83,10 +85,11 @@ impl MemoryBuilder {
     /// The store.
     pub fn build(self) -> MemoryBackend {
         let capacity = self.capacity.div_ceil(SHARDS);
-        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::with_capacity(capacity))).collect();
+        let hasher = RandomState::default();
+        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::new(hasher.clone(), capacity))).collect();
         MemoryBackend(Arc::new_cyclic(|store| Inner {
             shards,
-            hasher: foldhash::fast::RandomState::default(),
+            hasher,
             clock: self.clock,
             rules: self.rules,
             max_bytes: self.max_bytes.unwrap_or(u64::MAX),

@@ -20,7 +20,7 @@ use futures_util::stream::BoxStream;
 pub use self::builder::MemoryBuilder;
 use self::{
     builder::Sweeper,
-    shard::{Growth, Shard},
+    shard::{Growth, Shard, hash_of},
 };
 use crate::{
     backend::{
@@ -103,8 +103,7 @@ impl Inner {
     }
 
     fn hash(&self, key: &Key) -> u64 {
-        use std::hash::BuildHasher as _;
-        self.hasher.hash_one(key.as_bytes())
+        hash_of(&self.hasher, key)
     }
 
     #[expect(clippy::indexing_slicing, reason = "every index is below SHARDS, the length of the slice")]
@@ -390,7 +389,7 @@ impl StateBackend for MemoryBackend {
         let now = self.0.clock.now();
         let mut count = 0;
         for index in 0..SHARDS {
-            count += self.0.lock_shard(index).count(|key| self.0.hash(key), prefix, now);
+            count += self.0.lock_shard(index).count(prefix, now);
             tokio::task::yield_now().await;
         }
         Ok(count)

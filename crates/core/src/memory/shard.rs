@@ -1,10 +1,8 @@
 //! One shard of the map: a hash table for points, an ordered set for ranges, another for expiries.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-};
+use std::{collections::BTreeSet, hash::BuildHasher as _, ops::Bound};
 
+use foldhash::fast::RandomState;
 use hashbrown::{HashTable, hash_table::Entry as Slot};
 
 use crate::{
@@ -13,12 +11,11 @@ use crate::{
     key::{Key, Prefix},
 };
 
-#[derive(Default)]
 pub(super) struct Shard {
-    table: HashTable<(u64, Key, Record)>,
+    hasher: RandomState,
+    table: HashTable<(Key, Record)>,
     order: BTreeSet<Key>,
-    /// With the hash of the key, which finds it in the table.
-    expiries: BTreeMap<(Timestamp, Key), u64>,
+    expiries: BTreeSet<(Timestamp, Key)>,
     bytes: u64,
 }
 
@@ -27,6 +24,10 @@ pub(super) struct Shard {
 pub(super) fn cost(key: &Key, record: &Record) -> u64 {
     const OVERHEAD: usize = 192;
     (key.as_bytes().len() + record.value.len() + OVERHEAD) as u64
+}
+
+pub(super) fn hash_of(hasher: &RandomState, key: &Key) -> u64 {
+    hasher.hash_one(key.as_bytes())
 }
 
 /// How the size of a store changes.
@@ -51,8 +52,15 @@ impl Growth {
 }
 
 impl Shard {
-    pub(super) fn with_capacity(entries: usize) -> Self {
-        Self { table: HashTable::with_capacity(entries), ..Self::default() }
+    /// An empty shard for keys that are hashed by `hasher`.
+    pub(super) fn new(hasher: RandomState, capacity: usize) -> Self {
+        Self {
+            hasher,
+            table: HashTable::with_capacity(capacity),
+            order: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            bytes: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,38 +73,39 @@ impl Shard {
 
     /// The record under a key, live or not.
     pub(super) fn get(&self, hash: u64, key: &Key) -> Option<&Record> {
-        self.table.find(hash, |(_, other, _)| other == key).map(|(_, _, record)| record)
+        self.table.find(hash, |(other, _)| other == key).map(|(_, record)| record)
     }
 
     pub(super) fn put(&mut self, hash: u64, key: &Key, record: Record) {
         self.bytes += cost(key, &record);
         let expires_at = record.expires_at;
-        let before = match self.table.entry(hash, |(_, other, _)| other == key, |(hash, _, _)| *hash) {
-            Slot::Occupied(mut slot) => {
-                let old = std::mem::replace(&mut slot.get_mut().2, record);
-                self.bytes -= cost(key, &old);
-                old.expires_at
-            }
-            Slot::Vacant(slot) => {
-                slot.insert((hash, key.clone(), record));
-                self.order.insert(key.clone());
-                None
-            }
-        };
+        let before =
+            match self.table.entry(hash, |(other, _)| other == key, |(key, _)| hash_of(&self.hasher, key)) {
+                Slot::Occupied(mut slot) => {
+                    let old = std::mem::replace(&mut slot.get_mut().1, record);
+                    self.bytes -= cost(key, &old);
+                    old.expires_at
+                }
+                Slot::Vacant(slot) => {
+                    slot.insert((key.clone(), record));
+                    self.order.insert(key.clone());
+                    None
+                }
+            };
         if before != expires_at {
             if let Some(at) = before {
                 self.expiries.remove(&(at, key.clone()));
             }
             if let Some(at) = expires_at {
-                self.expiries.insert((at, key.clone()), hash);
+                self.expiries.insert((at, key.clone()));
             }
         }
     }
 
     /// Removes the record under a key and says what it took.
     pub(super) fn remove(&mut self, hash: u64, key: &Key) -> u64 {
-        let Ok(slot) = self.table.find_entry(hash, |(_, other, _)| other == key) else { return 0 };
-        let ((_, key, record), _) = slot.remove();
+        let Ok(slot) = self.table.find_entry(hash, |(other, _)| other == key) else { return 0 };
+        let ((key, record), _) = slot.remove();
         let freed = cost(&key, &record);
         self.bytes -= freed;
         self.order.remove(&key);
@@ -110,19 +119,19 @@ impl Shard {
     /// they took.
     pub(super) fn sweep(&mut self, now: Timestamp, limit: usize) -> (u64, u64) {
         let (mut swept, mut freed) = (0, 0);
-        while let Some(((at, key), &hash)) = self.expiries.first_key_value()
+        while let Some((at, key)) = self.expiries.first()
             && *at <= now
             && swept < limit as u64
         {
             let key = key.clone();
-            freed += self.remove(hash, &key);
+            freed += self.remove(hash_of(&self.hasher, &key), &key);
             swept += 1;
         }
         (swept, freed)
     }
 
     /// How many live records have this prefix.
-    pub(super) fn count(&self, hash: impl Fn(&Key) -> u64, prefix: &Prefix, now: Timestamp) -> u64 {
+    pub(super) fn count(&self, prefix: &Prefix, now: Timestamp) -> u64 {
         let keys = self
             .order
             .range::<[u8], _>((Bound::Included(prefix.as_bytes()), Bound::Unbounded))
@@ -130,7 +139,8 @@ impl Shard {
         if self.expiries.is_empty() {
             return keys.count() as u64;
         }
-        keys.filter(|key| self.get(hash(key), key).is_some_and(|record| record.is_live(now))).count() as u64
+        keys.filter(|key| self.get(hash_of(&self.hasher, key), key).is_some_and(|record| record.is_live(now)))
+            .count() as u64
     }
 
     /// Up to `limit` keys with this prefix, in order, behind `after`, live or not.
@@ -148,6 +158,6 @@ impl Shard {
     }
 
     pub(super) fn shrink(&mut self) {
-        self.table.shrink_to_fit(|(hash, _, _)| *hash);
+        self.table.shrink_to_fit(|(key, _)| hash_of(&self.hasher, key));
     }
 }
