@@ -1,0 +1,263 @@
+//! What a group of operations does, before any of it is written: each sees those before it, and one that fails
+//! leaves nothing behind.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use commonhold_core::{
+    Applied, Change, Condition, Error, ErrorKind, Expiry, Key, PutOptions, Result, Timestamp, Transition,
+    Write,
+    embedded::{self, Effect, ReadSet, Record, Rules, WriteSet, batch_conflict, transaction_conflict},
+};
+use foldhash::fast::RandomState;
+
+use crate::error::panic_message;
+
+/// One thing to do atomically.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    /// Answers [`Reply::Applied`].
+    Write(Write),
+    /// All or nothing. Answers [`Reply::Batch`].
+    Batch(Vec<Write>),
+    /// Answers [`Reply::Bytes`].
+    Transact(Key, Arc<dyn Transition>),
+    /// Writes if the reads still hold. Answers [`Reply::Done`].
+    Commit(ReadSet, WriteSet),
+    /// Deletes these keys. Answers [`Reply::Count`] of those that were live.
+    Clear(Vec<Key>),
+    /// Removes those of these keys that have expired. Answers [`Reply::Count`].
+    Purge(Vec<Key>),
+}
+
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Applied(Applied),
+    Batch(Vec<Applied>),
+    Bytes(Bytes),
+    Count(u64),
+    Done,
+}
+
+impl Operation {
+    /// About how many bytes it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 64;
+        let of_write = |write: &Write| {
+            let value_len = if let Write::Put { value, .. } = write { value.len() } else { 0 };
+            write.key().as_bytes().len() + value_len + OVERHEAD
+        };
+        let of_record = |(key, record): (&Key, &Option<Record>)| {
+            key.as_bytes().len() + record.as_ref().map_or(0, |record| record.value.len()) + OVERHEAD
+        };
+        match self {
+            Self::Write(write) => of_write(write),
+            Self::Batch(batch) => batch.iter().map(of_write).sum(),
+            Self::Transact(key, _) => key.as_bytes().len() + OVERHEAD,
+            Self::Commit(reads, writes) => reads.iter().chain(writes).map(of_record).sum(),
+            Self::Clear(keys) | Self::Purge(keys) => {
+                keys.iter().map(|key| key.as_bytes().len() + OVERHEAD).sum()
+            }
+        }
+    }
+
+    /// Whether it looks at what is stored.
+    pub(crate) fn reads(&self) -> bool {
+        match self {
+            Self::Write(write) => write_reads(write),
+            Self::Batch(batch) => batch.iter().any(write_reads),
+            Self::Commit(reads, _) => !reads.is_empty(),
+            Self::Transact(..) | Self::Clear(_) | Self::Purge(_) => true,
+        }
+    }
+}
+
+fn write_reads(write: &Write) -> bool {
+    !matches!(
+        write,
+        Write::Put {
+            options: PutOptions { condition: Condition::Always, expiry: Expiry::Never | Expiry::After(_) },
+            ..
+        }
+    )
+}
+
+type Map = HashMap<Key, Option<Record>, RandomState>;
+
+/// What is to be written, in one atomic step.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    records: Map,
+    log: Vec<Change>,
+    is_atomic: bool,
+}
+
+impl Changes {
+    /// The last record of each key; `None` is deleted.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Option<Record>)> {
+        self.records.iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Whether several of the keys belong together, so that nobody may see only some of them changed.
+    pub(crate) fn is_atomic(&self) -> bool {
+        self.is_atomic
+    }
+
+    /// Every change, in order.
+    pub(crate) fn into_log(self) -> Vec<Change> {
+        self.log
+    }
+}
+
+/// Carries out operations one after the other on what `read` finds.
+pub(crate) struct Group<'a, R> {
+    read: R,
+    now: Timestamp,
+    rules: &'a Rules,
+    changes: Changes,
+    staged: Map,
+    staged_log: Vec<Change>,
+}
+
+impl<'a, R: Fn(&Key) -> Result<Option<Record>>> Group<'a, R> {
+    pub(crate) fn new(read: R, now: Timestamp, rules: &'a Rules) -> Self {
+        Self { read, now, rules, changes: Changes::default(), staged: Map::default(), staged_log: Vec::new() }
+    }
+
+    pub(crate) fn into_changes(self) -> Changes {
+        self.changes
+    }
+
+    /// Carries out one operation; if it fails, it changes nothing.
+    pub(crate) fn apply(&mut self, operation: Operation) -> Result<Reply> {
+        let reply = self.evaluate(operation);
+        if reply.is_ok() {
+            self.changes.is_atomic |= self.staged.len() > 1;
+            self.changes.records.extend(self.staged.drain());
+            self.changes.log.append(&mut self.staged_log);
+        } else {
+            self.staged.clear();
+            self.staged_log.clear();
+        }
+        reply
+    }
+
+    fn evaluate(&mut self, operation: Operation) -> Result<Reply> {
+        match operation {
+            Operation::Write(write) => {
+                let applied = self.write(&write).map_err(|error| error.with_key(write.key()))?;
+                Ok(Reply::Applied(applied.unwrap_or(Applied::No)))
+            }
+            Operation::Batch(batch) => self.batch(&batch).map(Reply::Batch),
+            Operation::Transact(key, transition) => {
+                self.transact(&key, &*transition).map(Reply::Bytes).map_err(|error| error.with_key(&key))
+            }
+            Operation::Commit(reads, writes) => self.commit(&reads, writes).map(|()| Reply::Done),
+            Operation::Clear(keys) => self.clear(&keys).map(Reply::Count),
+            Operation::Purge(keys) => self.purge(keys).map(Reply::Count),
+        }
+    }
+
+    /// `None` if the condition does not hold.
+    fn write(&mut self, write: &Write) -> Result<Option<Applied>> {
+        let live = if write_reads(write) { self.live(write.key())? } else { None };
+        let Some(effect) = embedded::write(live.as_ref(), write, self.now, self.rules)? else {
+            return Ok(None);
+        };
+        let applied = effect != Effect::Nothing;
+        self.stage(write.key(), effect);
+        Ok(Some(applied.into()))
+    }
+
+    fn batch(&mut self, batch: &[Write]) -> Result<Vec<Applied>> {
+        let mut applied = Vec::with_capacity(batch.len());
+        for write in batch {
+            let written = self.write(write).map_err(|error| error.with_key(write.key()))?;
+            applied.push(written.ok_or_else(|| batch_conflict(write.key()))?);
+        }
+        Ok(applied)
+    }
+
+    fn transact(&mut self, key: &Key, transition: &dyn Transition) -> Result<Bytes> {
+        let live = self.live(key)?;
+        // A transition is pure, so what its panic leaves behind is nothing; its neighbours must not suffer.
+        let step = catch_unwind(AssertUnwindSafe(|| {
+            embedded::transact(live.as_ref(), transition, self.now, self.rules)
+        }));
+        let (effect, reply) = step.unwrap_or_else(|panic| {
+            let message = panic_message(&*panic);
+            let message = format!("the transition {:?} panicked: {message}", transition.name());
+            Err(Error::new(ErrorKind::Internal, message))
+        })?;
+        self.stage(key, effect);
+        Ok(reply)
+    }
+
+    fn commit(&mut self, reads: &ReadSet, writes: WriteSet) -> Result<()> {
+        for (key, read) in reads {
+            if self.live(key)? != *read {
+                return Err(transaction_conflict(key));
+            }
+        }
+        for (key, record) in writes {
+            self.stage(&key, record.map_or(Effect::Delete, Effect::Put));
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, keys: &[Key]) -> Result<u64> {
+        let mut cleared = 0;
+        for key in keys {
+            if self.live(key)?.is_some() {
+                cleared += 1;
+                self.stage(key, Effect::Delete);
+            }
+        }
+        Ok(cleared)
+    }
+
+    fn purge(&mut self, keys: Vec<Key>) -> Result<u64> {
+        let mut purged = 0;
+        for key in keys {
+            if self.stored(&key)?.is_some_and(|record| !record.is_live(self.now)) {
+                purged += 1;
+                // An expiry is not a change, so it is not in the log.
+                self.staged.insert(key, None);
+            }
+        }
+        Ok(purged)
+    }
+
+    fn stage(&mut self, key: &Key, effect: Effect) {
+        let (record, change) = match effect {
+            Effect::Nothing => return,
+            Effect::Put(record) => (Some(record), Change::Put(key.clone())),
+            Effect::Delete => (None, Change::Deleted(key.clone())),
+        };
+        self.staged.insert(key.clone(), record);
+        self.staged_log.push(change);
+    }
+
+    fn live(&self, key: &Key) -> Result<Option<Record>> {
+        Ok(self.stored(key)?.filter(|record| record.is_live(self.now)))
+    }
+
+    fn stored(&self, key: &Key) -> Result<Option<Record>> {
+        match self.staged.get(key).or_else(|| self.changes.records.get(key)) {
+            Some(changed) => Ok(changed.clone()),
+            None => (self.read)(key),
+        }
+    }
+}

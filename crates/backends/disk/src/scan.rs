@@ -1,0 +1,71 @@
+//! Scans: page by page from one snapshot, on blocking threads.
+
+use std::ops::Bound;
+
+use commonhold_core::{Entry, Key, Prefix, Result, Scan};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
+
+use crate::{
+    engine::{KeyRange, Page, Range},
+    shared::{Handle, blocking},
+};
+
+impl Handle {
+    /// Pages of records, live or not, from the moment at which the stream is first polled.
+    pub(crate) fn pages(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Key>,
+        page_len: usize,
+    ) -> BoxStream<'static, Result<Page>> {
+        let range = prefix.range(after);
+        if is_empty(&range) {
+            return stream::empty().boxed();
+        }
+        let begin = Position::Before(self.clone(), range);
+        stream::try_unfold(begin, move |position| blocking(move || position.next(page_len))).boxed()
+    }
+
+    pub(crate) fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
+        let (clock, keys_only) = (self.clock.clone(), scan.keys_only);
+        let pages = self.pages(&scan.prefix, scan.after.as_ref(), scan.page);
+        let entries = pages.map_ok(move |page| {
+            let now = clock.now();
+            let live = page.into_iter().filter(move |(_, record)| record.is_live(now));
+            let entries = live.map(move |(key, mut record)| {
+                if keys_only {
+                    record.value.clear();
+                }
+                Ok((key, record.into_entry(now)))
+            });
+            stream::iter(entries)
+        });
+        entries.try_flatten().boxed()
+    }
+}
+
+/// Where a scan stands.
+enum Position {
+    Before(Handle, KeyRange),
+    // The engine's snapshot first: it goes before the handle that may close the store.
+    Within(Box<Range>, Handle),
+}
+
+impl Position {
+    fn next(self, page_len: usize) -> Result<Option<(Page, Self)>> {
+        let (mut range, handle) = match self {
+            Self::Before(handle, range) => (Box::new(handle.engine.range(range)?), handle),
+            Self::Within(range, handle) => (range, handle),
+        };
+        let page = range.page(page_len)?;
+        Ok((!page.is_empty()).then_some((page, Self::Within(range, handle))))
+    }
+}
+
+/// Whether no key can lie in it, which the engine does not expect to be asked.
+fn is_empty(range: &KeyRange) -> bool {
+    match range {
+        (Bound::Included(from) | Bound::Excluded(from), Bound::Excluded(to)) => from >= to,
+        _ => false,
+    }
+}
