@@ -1,6 +1,6 @@
 //! The memory backend and every layer over it pass the conformance kit.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{future::Future, sync::Arc, time::Duration};
 
