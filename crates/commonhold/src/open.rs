@@ -1,13 +1,16 @@
 //! From a URL to a store.
 
-use commonhold_core::{Error, ErrorKind, MemoryBackend, Result, Store, url::{StoreUrl, did_you_mean}};
+use commonhold_core::{
+    Error, ErrorKind, MemoryBackend, Result, Store,
+    url::{StoreUrl, did_you_mean},
+};
 
 /// Opens the store that a URL names, with the [`Metrics`](crate::layers::Metrics) layer around it.
 ///
 /// | URL | options, with their defaults |
 /// |---|---|
 /// | `memory:` | `ttl` (none), `max_bytes` (none), `max_value=64MiB`, `capacity=0`, `cleanup_interval=1s` |
-/// | `disk:PATH` | `durability=sync` (or `buffered`, `interval:10ms`), `ttl` (none), `max_value=64MiB`, `cache=32MiB`, `memtable=16MiB`, `journal=64MiB` |
+/// | `disk:PATH` | `durability=sync` (or `buffered`, `interval:10ms`), `ttl` (none), `max_value=64MiB`, `cache=32MiB`, `memtable=16MiB`, `journal=64MiB`, `compression=true` |
 ///
 /// # Errors
 /// `InvalidConfig` for a scheme or option that does not exist or takes something else; whatever keeps the
@@ -24,6 +27,8 @@ pub async fn open(url: &str) -> Result<Store> {
     let url = StoreUrl::parse(url)?;
     match url.scheme() {
         "memory" => memory(url),
+        #[cfg(feature = "disk")]
+        "disk" => disk(url).await,
         scheme => Err(Error::new(
             ErrorKind::InvalidConfig,
             format!(
@@ -38,12 +43,15 @@ pub async fn open(url: &str) -> Result<Store> {
 pub const STORES: &[(&str, &[&str])] = &[
     ("memory", &["ttl", "max_bytes", "max_value", "capacity", "cleanup_interval"]),
     #[cfg(feature = "disk")]
-    ("disk", &["durability", "ttl", "max_value", "cache", "memtable", "journal"]),
+    ("disk", &["durability", "ttl", "max_value", "cache", "memtable", "journal", "compression"]),
 ];
 
 fn memory(mut url: StoreUrl) -> Result<Store> {
     if !url.address().is_empty() {
-        return Err(Error::new(ErrorKind::InvalidConfig, "memory: has no address; write memory:?OPTION=VALUE"));
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            "memory: has no address; write memory:?OPTION=VALUE",
+        ));
     }
     let mut builder = MemoryBackend::builder();
     if let Some(ttl) = url.duration("ttl")? {
@@ -63,6 +71,44 @@ fn memory(mut url: StoreUrl) -> Result<Store> {
     }
     url.finish()?;
     Ok(Store::new(builder.build()))
+}
+
+#[cfg(feature = "disk")]
+async fn disk(mut url: StoreUrl) -> Result<Store> {
+    use commonhold_disk::{DiskBackend, DiskConfig};
+
+    if url.address().is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            "disk: needs a directory, as in disk:./commonhold-data",
+        ));
+    }
+    let mut config = DiskConfig::new(url.address());
+    if let Some(durability) =
+        url.parsed("durability", "sync, buffered or interval:10ms", |text| text.parse().ok())?
+    {
+        config = config.durability(durability);
+    }
+    if let Some(ttl) = url.duration("ttl")? {
+        config = config.default_ttl(Some(ttl));
+    }
+    if let Some(bytes) = url.bytes("max_value")? {
+        config = config.max_value_bytes(bytes);
+    }
+    if let Some(bytes) = url.bytes("cache")? {
+        config = config.cache_bytes(bytes);
+    }
+    if let Some(bytes) = url.bytes("memtable")? {
+        config = config.memtable_bytes(bytes);
+    }
+    if let Some(bytes) = url.bytes("journal")? {
+        config = config.journal_bytes(bytes);
+    }
+    if let Some(compression) = url.parsed("compression", "true or false", |text| text.parse().ok())? {
+        config = config.compression(compression);
+    }
+    url.finish()?;
+    Ok(Store::new(DiskBackend::open(config).await?))
 }
 
 #[cfg(test)]

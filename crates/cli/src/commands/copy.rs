@@ -1,0 +1,171 @@
+//! `copy`: the entries of one store into another.
+
+use std::{ffi::OsString, fs, path::PathBuf, time::Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::{Context, unless_interrupted};
+use crate::{
+    bytes,
+    copy::{Compared, Copy, Progress},
+    failure::{Failure, Result},
+    output::{self, note, thousands},
+};
+
+/// Copy the entries of one store into another
+///
+/// Entries keep the time they have left. What the target has under the same keys is replaced; what else it has
+/// stays. Stopped at any moment, the same command goes on where it was. At the end every entry of the source is
+/// compared with that of the target. Memory stays flat, however many entries there are. --store is not used;
+/// --namespace is that of both stores.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  commonhold copy disk:./commonhold-data disk:/mnt/backup
+  commonhold copy disk:./old disk:./new --prefix user:
+  commonhold copy disk:./old 'disk:./new?durability=buffered' --restart
+
+Exits with 1 if the two differ at the end, as they do when the source is changed meanwhile.")]
+pub(crate) struct Args {
+    /// The store to copy from, as a URL
+    from: String,
+    /// The store to copy to, as a URL
+    to: String,
+    /// Only keys that begin with this, byte for byte
+    #[arg(long)]
+    prefix: Option<OsString>,
+    /// Begin anew instead of going on where an interrupted copy stopped
+    #[arg(long)]
+    restart: bool,
+}
+
+pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
+    if place(&args.from) == place(&args.to) {
+        return Err(Failure::usage("FROM and TO are the same store").help("copy to another one"));
+    }
+    let prefix = context.prefix(args.prefix.as_deref())?;
+    let from = context.settings.open_url(&args.from).await?;
+    let to = context.settings.open_url(&args.to).await?;
+    let source = format!("{} {}", args.from, context.settings.namespace.as_deref().unwrap_or_default());
+    let copy = Copy::new(&from, &to, prefix, &source)?;
+    if args.restart {
+        copy.forget().await?;
+    }
+    let began = Instant::now();
+    let work = async {
+        let (start, progress) = transfer(&copy).await?;
+        let compared = compare(&copy, progress.entries).await?;
+        copy.forget().await?;
+        Ok((start, progress, compared))
+    };
+    let (start, progress, compared) =
+        unless_interrupted(work, "what is copied stays; the same command goes on from there").await?;
+    report(context, &start, &progress, &compared, began)?;
+    verdict(&compared)
+}
+
+async fn transfer(copy: &Copy<'_>) -> Result<(Progress, Progress)> {
+    let start = copy.progress().await?;
+    if start.after.is_some() {
+        note(format!("going on behind {} entries that are copied already", thousands(start.entries)));
+    }
+    let bar = bar("copying", copy.from.count(&copy.prefix).await?);
+    bar.set_position(start.entries);
+    bar.reset_eta();
+    let progress = copy.run(start.clone(), |progress| bar.set_position(progress.entries)).await;
+    bar.finish_and_clear();
+    Ok((start, progress?))
+}
+
+async fn compare(copy: &Copy<'_>, entries: u64) -> Result<Compared> {
+    let bar = bar("comparing", entries);
+    let compared = copy.compare(|entries| bar.inc(entries)).await;
+    bar.finish_and_clear();
+    Ok(compared?)
+}
+
+/// On a terminal; elsewhere it shows nothing.
+fn bar(what: &'static str, entries: u64) -> ProgressBar {
+    let template = "{msg:>9} {bar:30.cyan/dim} {human_pos} of {human_len}, {per_sec:.0}, {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(entries).with_style(style.progress_chars("━╸─")).with_message(what)
+}
+
+/// What tells stores apart, as far as their URLs do.
+fn place(url: &str) -> String {
+    let address = url.split('?').next().unwrap_or_default();
+    match address.split_once(':') {
+        Some((scheme, path)) if scheme.eq_ignore_ascii_case("disk") => {
+            let path = fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+            format!("disk:{}", path.display())
+        }
+        _ => address.to_owned(),
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    copied: u64,
+    copied_before: u64,
+    verified: u64,
+    different: u64,
+    expired_meanwhile: u64,
+    further_in_target: Option<u64>,
+    checksum: String,
+    seconds: f64,
+}
+
+fn report(
+    context: &mut Context,
+    start: &Progress,
+    end: &Progress,
+    compared: &Compared,
+    began: Instant,
+) -> Result<()> {
+    let elapsed = began.elapsed();
+    let report = Report {
+        copied: end.entries - start.entries,
+        copied_before: start.entries,
+        verified: compared.same,
+        different: compared.different,
+        expired_meanwhile: compared.gone,
+        further_in_target: compared.further,
+        checksum: format!("{:016x}", compared.checksum),
+        seconds: elapsed.as_secs_f64(),
+    };
+    if context.out.is_json() {
+        context.out.json(&report)?;
+        return context.out.flush();
+    }
+    let rate = report.copied as f64 / elapsed.as_secs_f64();
+    let mut lines = vec![format!(
+        "copied {} entries in {}, {} a second",
+        thousands(report.copied),
+        output::duration(elapsed),
+        thousands(rate.round())
+    )];
+    lines.push(format!(
+        "verified {} entries, the same on both sides, checksum {}",
+        thousands(report.verified),
+        report.checksum
+    ));
+    if compared.gone > 0 {
+        lines.push(format!("{} entries expired meanwhile", thousands(compared.gone)));
+    }
+    if let Some(further @ 1..) = compared.further {
+        lines.push(format!("the target has {} further entries, left as they are", thousands(further)));
+    }
+    lines.iter().try_for_each(|line| context.out.line(line))?;
+    context.out.flush()
+}
+
+fn verdict(compared: &Compared) -> Result<()> {
+    if compared.different == 0 {
+        return Ok(());
+    }
+    let named: Vec<_> = compared.named.iter().map(|key| bytes::escape(key.as_bytes())).collect();
+    let more = if compared.different > named.len() as u64 { ", .." } else { "" };
+    Err(Failure::no(format!("{} entries differ: {}{more}", thousands(compared.different), named.join(", ")))
+        .help("the source was changed while it was copied; the same command copies it anew"))
+}
