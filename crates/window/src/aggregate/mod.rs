@@ -99,6 +99,11 @@ impl Plan {
         &self.texts
     }
 
+    /// Bytes that sketches of an [`Aggregate`] allocate with their first event.
+    pub(crate) fn first_bytes(&self) -> usize {
+        1024 * self.steps.iter().filter(|step| step.kind == Kind::Quantiles).count()
+    }
+
     fn find<'a>(&self, aggregate: &'a Aggregate, kind: Kind, field: &str) -> Option<&'a Accumulator> {
         let inputs = if kind == Kind::Distinct { &self.texts } else { &self.numbers };
         let field = inputs.iter().position(|name| name == field)?;

@@ -7,7 +7,7 @@ use super::{error::excerpt, extract::Row, tape::Tape};
 
 /// The current row of a CSV file, and where in it the needed fields stand.
 pub(super) struct CsvRows {
-    parser: Reader,
+    parser: Box<Reader>,
     /// The row's fields one after the other, without quotes, and where each ends.
     text: Vec<u8>,
     ends: Vec<usize>,
@@ -25,7 +25,7 @@ impl CsvRows {
     /// `InvalidInput` if there is none, or if a field is not in it exactly once.
     pub(super) fn open(tape: &mut Tape, fields: &[String]) -> Result<(Self, Vec<u8>)> {
         let mut rows = Self {
-            parser: Reader::new(),
+            parser: Box::new(Reader::new()),
             text: vec![0; 1024],
             ends: vec![0; 32],
             count: 0,
