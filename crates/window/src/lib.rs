@@ -19,7 +19,7 @@ pub use self::{
     aggregate::{Aggregate, Aggregates, Distinct, Plan, Quantiles, Sum, Values},
     assign::{Interval, Span, Windows},
     number::Number,
-    results::{Fields, JobStatus, Percentiles, WindowResult, format_time, job, jobs, results},
+    results::{Fields, JobStatus, Percentiles, WindowResult, format_time, job_status, jobs, results},
     run::{OnError, Outcome, Progress, RunOptions, Summary, run, run_source},
     sink::{CsvSink, JsonSink, Sink, write_results},
     source::{Chunk, Column, Event, FileSource, Input, MAX_KEY_BYTES, MAX_ROW_BYTES, Next, RowError, Source},

@@ -181,7 +181,7 @@ pub fn jobs(store: &Store) -> Result<BoxStream<'static, Result<JobStatus>>> {
 }
 
 /// One job; `None` if there is none of this name.
-pub async fn job(store: &Store, job: &JobName) -> Result<Option<JobStatus>> {
+pub async fn job_status(store: &Store, job: &JobName) -> Result<Option<JobStatus>> {
     Record::read(store, job).await?.map(|(record, _)| JobStatus::new(record)).transpose()
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -202,7 +202,11 @@ pub async fn run_source(
             ),
         ));
     }
-    let mut run = Run::begin(store, job, spec, &options).await?;
+    let late_path = options.late_file.clone();
+    let (record, stored) = find_or_begin(store, job, spec, options.restart, late_path.as_deref()).await?;
+    let mut run = Run::new(store, job, record, stored, options.cache_bytes)?;
+    run.clear_former_generations().await?;
+    run.late = late_path.map(|path| LateFile::open(&path, run.record.late_file_bytes)).transpose()?;
     let resumed_from = run.record.events;
     let was_finished = run.record.finished;
     let ended = run.fold_all(source, options).await?;
@@ -216,6 +220,40 @@ pub async fn run_source(
     let skipped_rows = run.skipped_rows;
     let elapsed = began.elapsed();
     Ok(Summary { events, late, skipped, windows, skipped_rows, resumed_from, elapsed, outcome })
+}
+
+/// The job's record and its bytes as they are stored: that of an earlier run, or of a new beginning.
+async fn find_or_begin(
+    store: &Store,
+    job: &JobName,
+    spec: &JobSpec,
+    restart: bool,
+    late_path: Option<&Path>,
+) -> Result<(Record, Bytes)> {
+    let late_file = late_path.map(|path| path.display().to_string());
+    let found = Record::read(store, job).await?;
+    // A job that has committed nothing, say for a mistyped field, is not held to what it was to do.
+    if let Some((record, stored)) = &found
+        && !restart
+        && record.position.is_some()
+    {
+        check_same(job, record, spec, late_file.as_deref())?;
+        return Ok((record.clone(), stored.clone()));
+    }
+    if let Some(path) = late_path
+        && found.as_ref().is_none_or(|(old, _)| old.late_file != late_file)
+    {
+        LateFile::claim(path)?;
+    }
+    let mut record = Record::new(job, spec, late_file);
+    if let Some((old, _)) = &found {
+        record.generation = old.generation.saturating_add(1);
+        record.oldest_generation = old.oldest_generation;
+    }
+    let condition = found.map_or(Condition::Absent, |(_, stored)| Condition::Equals(stored));
+    let stored = record.encode()?;
+    write(store, job, Vec::new(), stored.clone(), condition).await?;
+    Ok((record, stored))
 }
 
 /// A run of a job: its record as it will be committed next, and what belongs to it.
@@ -241,56 +279,37 @@ enum Ended {
 const SKIPPED_ROWS: usize = 10;
 
 impl<'a> Run<'a> {
-    /// Finds the job or makes it, and clears what is left of former generations.
-    async fn begin(store: &'a Store, job: &'a JobName, spec: &JobSpec, options: &RunOptions) -> Result<Self> {
-        let late_file = options.late_file.as_ref().map(|path| path.display().to_string());
-        let found = Record::read(store, job).await?;
-        let (mut record, stored) = match found {
-            // A job that has committed nothing, say for a mistyped field, is not held to what it was to do.
-            Some((record, stored)) if !options.restart && record.position.is_some() => {
-                check_same(job, &record, spec, late_file.as_deref())?;
-                (record, stored)
-            }
-            found => {
-                if let Some(path) = &options.late_file
-                    && found.as_ref().is_none_or(|(old, _)| old.late_file != late_file)
-                {
-                    LateFile::claim(path)?;
-                }
-                let mut record = Record::new(job, spec, late_file);
-                if let Some((old, _)) = &found {
-                    record.generation = old.generation.wrapping_add(1);
-                    record.oldest_generation = old.oldest_generation;
-                }
-                let condition = found.map_or(Condition::Absent, |(_, stored)| Condition::Equals(stored));
-                let stored = record.encode()?;
-                write(store, job, Vec::new(), stored.clone(), condition).await?;
-                (record, stored)
-            }
-        };
-        // A clearing that was interrupted is begun anew: the record says so until the next commit.
-        while record.oldest_generation < record.generation {
-            store.clear(&Keys::generation(job, record.oldest_generation)?).await?;
-            record.oldest_generation += 1;
-        }
-        let late = match &options.late_file {
-            Some(path) => Some(LateFile::open(path, record.late_file_bytes)?),
-            None => None,
-        };
+    fn new(
+        store: &'a Store,
+        job: &'a JobName,
+        record: Record,
+        stored: Bytes,
+        cache_bytes: usize,
+    ) -> Result<Self> {
         let keys = Keys::new(job, record.generation)?;
         let counts = Counts { late: record.late, windows: record.windows };
-        let folder = Folder::new(spec, keys, record.latest_event(), counts, options.cache_bytes);
+        let folder = Folder::new(&record.spec, keys, record.latest_event(), counts, cache_bytes);
         Ok(Self {
             store,
             job,
             record,
             stored,
             folder,
-            late,
+            late: None,
             rows_since_commit: 0,
             has_committed: false,
             skipped_rows: Vec::new(),
         })
+    }
+
+    /// Clears what new beginnings have left. If this is cut short, the next run does it again: the stored record
+    /// says so until the next commit.
+    async fn clear_former_generations(&mut self) -> Result<()> {
+        while self.record.oldest_generation < self.record.generation {
+            self.store.clear(&Keys::generation(self.job, self.record.oldest_generation)?).await?;
+            self.record.oldest_generation += 1;
+        }
+        Ok(())
     }
 
     async fn fold_all(&mut self, source: impl Source, options: RunOptions) -> Result<Ended> {
