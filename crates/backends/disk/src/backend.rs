@@ -76,15 +76,23 @@ impl DiskBackend {
         opened.await.map_err(|error| error.at(NAME, "open"))
     }
 
+    /// The record under a key, live or not.
     async fn read(&self, key: &Key) -> Result<Option<Record>> {
-        let read = if self.handle.reads.are_fast() {
-            self.handle.read(key)?
-        } else {
-            let key = key.clone();
-            self.handle.blocking(move |shared| shared.read(&key)).await?
-        };
+        if self.handle.reads.are_fast() {
+            return self.handle.read(key);
+        }
+        let key = key.clone();
+        self.handle.blocking(move |shared| shared.read(&key)).await
+    }
+
+    /// What a reader sees of a record.
+    fn entry(&self, record: Record) -> Option<Entry> {
+        if record.expires_at.is_none() {
+            // Spares the look at the clock.
+            return Some(Entry { value: record.value, ttl: None });
+        }
         let now = self.handle.clock.now();
-        Ok(read.filter(|record| record.is_live(now)))
+        record.is_live(now).then(|| record.into_entry(now))
     }
 
     async fn read_many(&self, keys: &[Key]) -> Result<Vec<Option<Record>>> {
@@ -172,7 +180,7 @@ impl StateBackend for DiskBackend {
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
         let record = self.read(key).await.map_err(|error| error.at(NAME, "get").with_key(key))?;
-        Ok(record.map(|record| record.into_entry(self.handle.clock.now())))
+        Ok(record.and_then(|record| self.entry(record)))
     }
 
     async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
@@ -187,9 +195,7 @@ impl StateBackend for DiskBackend {
 
     async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
         let records = self.read_many(keys).await.map_err(|error| error.at(NAME, "get_many"))?;
-        let now = self.handle.clock.now();
-        let live = |record: Option<Record>| record.filter(|record| record.is_live(now));
-        Ok(records.into_iter().map(|record| live(record).map(|record| record.into_entry(now))).collect())
+        Ok(records.into_iter().map(|record| record.and_then(|record| self.entry(record))).collect())
     }
 
     async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
@@ -316,7 +322,8 @@ impl OptimisticStore for DiskBackend {
     }
 
     async fn read(&self, key: &Key) -> Result<Option<Record>> {
-        Self::read(self, key).await
+        let record = Self::read(self, key).await?;
+        Ok(record.filter(|record| record.is_live(self.handle.clock.now())))
     }
 
     async fn commit(&self, reads: ReadSet, writes: WriteSet) -> Result<()> {

@@ -139,7 +139,7 @@ impl Engine {
     pub(crate) fn commit(&self, changes: &Changes) -> Result<()> {
         self.journal_sync.check()?;
         let bytes = changes.iter().map(|(key, record)| {
-            let value_len = record.as_ref().map_or(0, |record| record.value.len());
+            let value_len = record.map_or(0, |record| record.value.len());
             key.as_bytes().len() + value_len + ITEM_OVERHEAD_BYTES
         });
         let bytes = i64::try_from(bytes.sum::<usize>()).unwrap_or(i64::MAX);
@@ -158,6 +158,13 @@ impl Engine {
             Durability::Sync => PersistMode::SyncAll,
             Durability::Buffered | Durability::Interval(_) => PersistMode::Buffer,
         };
+        if let (PersistMode::Buffer, 1, Some((key, record))) = (mode, changes.len(), changes.iter().next()) {
+            // The same, without what a batch costs.
+            return match record {
+                Some(record) => self.keyspace.insert(key.as_bytes(), record::encode(record)),
+                None => self.keyspace.remove(key.as_bytes()),
+            };
+        }
         let mut batch = OwnedWriteBatch::with_capacity(self.db.clone(), changes.len()).durability(Some(mode));
         for (key, record) in changes.iter() {
             match record {

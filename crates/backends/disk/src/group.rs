@@ -86,28 +86,46 @@ fn write_reads(write: &Write) -> bool {
     )
 }
 
-type Map = HashMap<Key, Option<Record>, RandomState>;
-
 /// What is to be written, in one atomic step.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    records: Map,
-    log: Vec<Change>,
+    /// In order; of a key that is there twice, the last one counts.
+    list: Vec<Changed>,
+    /// The place of the last one of each key, for the first `indexed` in the list.
+    index: HashMap<Key, usize, RandomState>,
+    indexed: usize,
     is_atomic: bool,
 }
 
+#[derive(Debug)]
+struct Changed {
+    key: Key,
+    /// `None` is deleted.
+    record: Option<Record>,
+    /// An expiry that is written down is not a change to those who watch.
+    is_watched: bool,
+}
+
 impl Changes {
-    /// The last record of each key; `None` is deleted.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Option<Record>)> {
-        self.records.iter()
+    /// The keys and what is to be under them; `None` for nothing. Each key once.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, Option<&Record>)> {
+        let is_last = |(at, changed): &(usize, &Changed)| {
+            self.list.len() == 1 || self.index.get(&changed.key) == Some(at)
+        };
+        self.list
+            .iter()
+            .enumerate()
+            .filter(is_last)
+            .map(|(_, changed)| (&changed.key, changed.record.as_ref()))
     }
 
+    /// How many keys there are.
     pub(crate) fn len(&self) -> usize {
-        self.records.len()
+        if self.list.len() == 1 { 1 } else { self.index.len() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.list.is_empty()
     }
 
     /// Whether several of the keys belong together, so that nobody may see only some of them changed.
@@ -115,42 +133,71 @@ impl Changes {
         self.is_atomic
     }
 
-    /// Every change, in order.
-    pub(crate) fn into_log(self) -> Vec<Change> {
-        self.log
+    /// What those who watch are told, in order.
+    pub(crate) fn into_log(self) -> impl Iterator<Item = Change> {
+        self.list.into_iter().filter(|changed| changed.is_watched).map(|changed| match changed.record {
+            Some(_) => Change::Put(changed.key),
+            None => Change::Deleted(changed.key),
+        })
+    }
+
+    fn get(&mut self, key: &Key) -> Option<&Option<Record>> {
+        if self.list.is_empty() {
+            return None;
+        }
+        self.bring_index_up();
+        self.index.get(key).and_then(|at| self.list.get(*at)).map(|changed| &changed.record)
+    }
+
+    /// Not done with each change, because a single write needs no index.
+    fn bring_index_up(&mut self) {
+        for (at, changed) in self.list.iter().enumerate().skip(self.indexed) {
+            self.index.insert(changed.key.clone(), at);
+        }
+        self.indexed = self.list.len();
+    }
+
+    fn take_back(&mut self, len: usize) {
+        self.list.truncate(len);
+        if self.indexed > len {
+            self.index.clear();
+            self.indexed = 0;
+        }
     }
 }
 
 /// Carries out operations one after the other on what `read` finds.
-pub(crate) struct Group<'a, R> {
-    read: R,
+pub(crate) struct Group<'a> {
+    read: &'a dyn Fn(&Key) -> Result<Option<Record>>,
     now: Timestamp,
     rules: &'a Rules,
     changes: Changes,
-    staged: Map,
-    staged_log: Vec<Change>,
 }
 
-impl<'a, R: Fn(&Key) -> Result<Option<Record>>> Group<'a, R> {
-    pub(crate) fn new(read: R, now: Timestamp, rules: &'a Rules) -> Self {
-        Self { read, now, rules, changes: Changes::default(), staged: Map::default(), staged_log: Vec::new() }
+impl<'a> Group<'a> {
+    pub(crate) fn new(
+        read: &'a dyn Fn(&Key) -> Result<Option<Record>>,
+        now: Timestamp,
+        rules: &'a Rules,
+    ) -> Self {
+        Self { read, now, rules, changes: Changes::default() }
     }
 
-    pub(crate) fn into_changes(self) -> Changes {
+    pub(crate) fn into_changes(mut self) -> Changes {
+        if self.changes.list.len() > 1 {
+            self.changes.bring_index_up();
+        }
         self.changes
     }
 
     /// Carries out one operation; if it fails, it changes nothing.
     pub(crate) fn apply(&mut self, operation: Operation) -> Result<Reply> {
+        let before = self.changes.list.len();
         let reply = self.evaluate(operation);
-        if reply.is_ok() {
-            self.changes.is_atomic |= self.staged.len() > 1;
-            self.changes.records.extend(self.staged.drain());
-            self.changes.log.append(&mut self.staged_log);
-        } else {
-            self.staged.clear();
-            self.staged_log.clear();
+        if reply.is_err() {
+            self.changes.take_back(before);
         }
+        self.changes.is_atomic |= self.changes.list.len() > before + 1;
         reply
     }
 
@@ -234,28 +281,27 @@ impl<'a, R: Fn(&Key) -> Result<Option<Record>>> Group<'a, R> {
             if self.stored(&key)?.is_some_and(|record| !record.is_live(self.now)) {
                 purged += 1;
                 // An expiry is not a change, so it is not in the log.
-                self.staged.insert(key, None);
+                self.changes.list.push(Changed { key, record: None, is_watched: false });
             }
         }
         Ok(purged)
     }
 
     fn stage(&mut self, key: &Key, effect: Effect) {
-        let (record, change) = match effect {
+        let record = match effect {
             Effect::Nothing => return,
-            Effect::Put(record) => (Some(record), Change::Put(key.clone())),
-            Effect::Delete => (None, Change::Deleted(key.clone())),
+            Effect::Put(record) => Some(record),
+            Effect::Delete => None,
         };
-        self.staged.insert(key.clone(), record);
-        self.staged_log.push(change);
+        self.changes.list.push(Changed { key: key.clone(), record, is_watched: true });
     }
 
-    fn live(&self, key: &Key) -> Result<Option<Record>> {
+    fn live(&mut self, key: &Key) -> Result<Option<Record>> {
         Ok(self.stored(key)?.filter(|record| record.is_live(self.now)))
     }
 
-    fn stored(&self, key: &Key) -> Result<Option<Record>> {
-        match self.staged.get(key).or_else(|| self.changes.records.get(key)) {
+    fn stored(&mut self, key: &Key) -> Result<Option<Record>> {
+        match self.changes.get(key) {
             Some(changed) => Ok(changed.clone()),
             None => (self.read)(key),
         }

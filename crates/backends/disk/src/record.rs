@@ -1,7 +1,7 @@
 //! What lies under a key on disk: one byte that says whether a time of expiry follows, that time as
 //! milliseconds since 1970 in eight big-endian bytes, and the value.
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use commonhold_core::{Error, ErrorKind, Key, Result, Timestamp, embedded::Record};
 
 const LIVES_FOR_EVER: u8 = 0;
@@ -22,7 +22,7 @@ pub(crate) fn encode(record: &Record) -> Vec<u8> {
 }
 
 /// The record in these bytes; its value shares their memory.
-pub(crate) fn decode(key: &Key, bytes: Bytes) -> Result<Record> {
+pub(crate) fn decode(key: &Key, mut bytes: Bytes) -> Result<Record> {
     let expires_at = expires_at(&bytes).ok_or_else(|| {
         Error::new(
             ErrorKind::Corrupt,
@@ -30,8 +30,8 @@ pub(crate) fn decode(key: &Key, bytes: Bytes) -> Result<Record> {
         )
         .with_key(key)
     })?;
-    let header_len = if expires_at.is_some() { 9 } else { 1 };
-    Ok(Record { value: bytes.slice(header_len..), expires_at })
+    bytes.advance(if expires_at.is_some() { 9 } else { 1 });
+    Ok(Record { value: bytes, expires_at })
 }
 
 /// The time of expiry in a stored record, without its value; the outer `None` if it is no record.

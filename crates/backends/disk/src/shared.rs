@@ -6,10 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use commonhold_core::{Clock, Error, ErrorKind, Hub, Key, Result, embedded::Record};
+use quanta::Instant;
 use tokio::runtime;
 
 use crate::{directory::Closing, engine::Engine, error::panic_message, writer::Writer};
