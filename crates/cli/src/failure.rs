@@ -95,9 +95,7 @@ impl From<Error> for Failure {
                 (Exit::Usage, "nothing was changed; `commonhold get KEY` shows the value")
             }
             ErrorKind::InvalidInput | ErrorKind::TooLarge | ErrorKind::Unauthorized => (Exit::Usage, ""),
-            ErrorKind::Corrupt | ErrorKind::Serialization => {
-                (Exit::Damaged, "nothing was changed; what is readable can be saved with `commonhold copy`")
-            }
+            ErrorKind::Corrupt | ErrorKind::Serialization => (Exit::Damaged, ""),
             _ => (Exit::Unavailable, ""),
         };
         let failure = Self::new(exit, error.to_string());

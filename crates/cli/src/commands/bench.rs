@@ -144,12 +144,12 @@ impl Bench {
         tokio::pin!(work);
         let result = tokio::select! {
             biased;
-            result = &mut work => result.map(|measured| (measured, false)),
             () = interrupted() => {
                 // The tasks see it before their next call, so that nothing is put after the keys are deleted.
                 self.stop.store(true, Ordering::Relaxed);
-                work.await.map(|measured| (measured, true))
+                work.as_mut().await.map(|measured| (measured, true))
             }
+            result = &mut work => result.map(|measured| (measured, false)),
         };
         bar.finish_and_clear();
         result

@@ -44,24 +44,25 @@ pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     if place(&args.from) == place(&args.to) {
         return Err(Failure::usage("FROM and TO are the same store").help("copy to another one"));
     }
+    let work = copy(context, args);
+    unless_interrupted(work, "what is copied stays; the same command goes on from there").await
+}
+
+async fn copy(context: &mut Context, args: &Args) -> Result<()> {
+    let began = Instant::now();
     let prefix = context.prefix(args.prefix.as_deref())?;
     let from = context.settings.open_url(&args.from).await?;
     let to = context.settings.open_url(&args.to).await?;
-    let source = format!("{} {}", args.from, context.settings.namespace.as_deref().unwrap_or_default());
+    let source =
+        format!("{} {}", place(&args.from), context.settings.namespace.as_deref().unwrap_or_default());
     let copy = Copy::new(&from, &to, prefix, &source)?;
     if args.restart {
         copy.forget().await?;
     }
-    let began = Instant::now();
-    let work = async {
-        let (start, progress) = transfer(&copy).await?;
-        let compared = compare(&copy, progress.entries).await?;
-        copy.forget().await?;
-        Ok((start, progress, compared))
-    };
-    let (start, progress, compared) =
-        unless_interrupted(work, "what is copied stays; the same command goes on from there").await?;
-    report(context, &start, &progress, &compared, began)?;
+    let (start, end) = transfer(&copy).await?;
+    let compared = compare(&copy, end.entries).await?;
+    copy.forget().await?;
+    report(context, &start, &end, &compared, began)?;
     verdict(&compared)
 }
 

@@ -108,9 +108,10 @@ pub(crate) async fn unless_interrupted<T>(
     go_on: impl Into<String>,
 ) -> Result<T> {
     tokio::select! {
+        // First the signal: once the work has begun, it is listened for.
         biased;
-        result = work => result,
         () = interrupted() => Err(Failure::new(Exit::Interrupted, "stopped").help(go_on)),
+        result = work => result,
     }
 }
 

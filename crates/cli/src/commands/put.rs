@@ -1,14 +1,14 @@
 //! `put`: a value under a key.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs,
     io::{self, Read},
     path::PathBuf,
     time::Duration,
 };
 
-use commonhold::{Condition, Expiry, PutOptions, Store};
+use commonhold::{Condition, Expiry, PutOptions};
 use serde_json::{Map, Value};
 
 use super::{Context, parse_duration};
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     if_equals: Option<OsString>,
 }
 
+/// No store takes longer values; most take less.
+const MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     let key = context.key(&args.key)?;
     let condition = match &args.if_equals {
@@ -62,8 +65,9 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
         None => Condition::Always,
     };
     let expiry = if args.keep_ttl { Expiry::Keep } else { Expiry::from(args.ttl) };
+    // Read before the store is opened: what is piped in may come from the same store.
+    let value = value(context, &args)?;
     let store = context.open().await?;
-    let value = value(context, &args, &store)?;
     let applied = store.put_with(&key, value, PutOptions::default().when(condition).expiry(expiry)).await?;
     if context.out.is_json() {
         let mut object = Map::new();
@@ -80,23 +84,25 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     Err(Failure::no(format!("not put: {}: {reason}", bytes::escape(key.as_bytes()))))
 }
 
-fn value(context: &Context, args: &Args, store: &Store) -> Result<Vec<u8>> {
-    let limit = store.capabilities().max_value_bytes;
+fn value(context: &Context, args: &Args) -> Result<Vec<u8>> {
     match (&args.file, args.value.as_deref().unwrap_or_default()) {
         (Some(path), _) => {
-            let file = fs::File::open(path).map_err(|error| Failure::file(path, &error))?;
-            read(file, limit, |error| Failure::file(path, error))
+            let read_file = || read(fs::File::open(path)?);
+            read_file().map_err(|error| Failure::file(path, &error))
         }
-        (None, value) if value == OsStr::new("-") => {
-            read(io::stdin().lock(), limit, |error| Failure::usage(format!("standard input: {error}")))
+        (None, value) if value == "-" => {
+            read(io::stdin().lock()).map_err(|error| Failure::usage(format!("standard input: {error}")))
         }
         (None, value) => context.bytes(value),
     }
 }
 
-/// Reads to the end, but not more than one byte over the limit: the store will refuse that.
-fn read(from: impl Read, limit: u64, failed: impl Fn(&io::Error) -> Failure) -> Result<Vec<u8>> {
+/// Reads to the end. What is over the limit is refused without reading on.
+fn read(from: impl Read) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
-    from.take(limit.saturating_add(1)).read_to_end(&mut value).map_err(|error| failed(&error))?;
+    from.take(MAX_BYTES + 1).read_to_end(&mut value)?;
+    if value.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "no store takes a value over 1 GiB"));
+    }
     Ok(value)
 }

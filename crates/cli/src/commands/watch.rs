@@ -31,21 +31,21 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let prefix = context.prefix(args.prefix.as_deref())?;
-    let store = context.open().await?;
-    if !store.capabilities().shared {
-        note(
-            "note: no other process can change this store while it is open here, so there will be nothing to see",
-        );
-    }
-    let mut changes = store.watch(&prefix).await?;
-    let print = async {
+    let watch = async {
+        let store = context.open().await?;
+        if !store.capabilities().shared {
+            note(
+                "note: while this store is open here no other process can change it: there will be nothing to see",
+            );
+        }
+        let mut changes = store.watch(&prefix).await?;
         while let Some(change) = changes.try_next().await? {
             print(context, &change)?;
             context.out.flush()?;
         }
         Ok(())
     };
-    unless_interrupted(print, "changes from now on are not seen").await
+    unless_interrupted(watch, "changes from now on are not seen").await
 }
 
 fn print(context: &mut Context, change: &Change) -> Result<()> {

@@ -1,0 +1,10 @@
+//! The command line as people and scripts use it: the real binary, in a directory of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+mod bytes;
+mod configuration;
+mod copy;
+mod interruption;
+mod sandbox;
+mod store;
+mod usage;
