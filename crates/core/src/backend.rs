@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::{
+    answer::Answer,
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     key::{Key, Prefix},
@@ -22,7 +23,7 @@ use crate::{
 /// - Missing, expired and deleted entries read the same. An empty value is a value.
 /// - Expiry is judged by the store's clock. An expired entry is never returned, counted, listed or compared.
 /// - Every single-key method is atomic and linearizable.
-/// - Dropping a future leaves the old value or the new one, never a mixture.
+/// - Dropping an answer or a future leaves the old value or the new one, never a mixture.
 /// - What [`capabilities`](Self::capabilities) does not promise answers
 ///   [`Unsupported`](ErrorKind::Unsupported).
 #[async_trait]
@@ -34,26 +35,26 @@ pub trait StateBackend: fmt::Debug + Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// The entry under a key.
-    async fn get(&self, key: &Key) -> Result<Option<Entry>>;
+    fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>>;
 
     /// Puts a value if the condition holds, and says whether it did.
-    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied>;
+    fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied>;
 
     /// Deletes a key if the condition holds. [`Applied::No`] if it does not or nothing was there.
-    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied>;
+    fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied>;
 
     /// The entries under these keys, in their order.
-    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>>;
+    fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>>;
 
     /// Carries out writes as if one after the other, and answers in their order.
     ///
     /// With [`Capabilities::atomic_batch`] all of them happen or none. A condition that does not hold then
     /// stops the whole batch with [`Conflict`](ErrorKind::Conflict), naming the key; without that capability
     /// a batch with conditions is `Unsupported`.
-    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>>;
+    fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>>;
 
     /// Applies a transition to one key, atomically and on the store's clock, and returns its reply.
-    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes>;
+    fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes>;
 
     /// The entries in a range, page by page: memory does not grow with their number.
     ///

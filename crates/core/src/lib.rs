@@ -6,6 +6,7 @@
 //!
 //! This is not a database: it holds no files and speaks no protocol. Backends do.
 
+mod answer;
 mod backend;
 mod clock;
 mod codec;
@@ -21,6 +22,7 @@ mod transition;
 pub mod url;
 
 pub use self::{
+    answer::Answer,
     backend::{
         Applied, Capabilities, Change, Condition, DEFAULT_MAX_VALUE_BYTES, Entry, Expiry, Health,
         Maintenance, Message, PutOptions, Scan, StateBackend, Transaction, Write,

@@ -34,7 +34,7 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Bytes of the values written.
     pub bytes_written: u64,
-    /// How long the calls took, up to and including the first answer.
+    /// How long the calls took; a scan, until its first entry.
     pub latency: Latency,
     /// Bytes of memory in use, where the store knows.
     pub memory_bytes: Option<u64>,
@@ -52,10 +52,10 @@ impl Stats {
     }
 }
 
-/// A summary of latencies, exact to 1 part in 32.
+/// A summary of latencies, exact to 1 part in 32. Of the calls that are answered at once some stand for all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Latency {
-    /// How many were measured.
+    /// How many calls they stand for.
     pub count: u64,
     /// Their mean.
     pub mean: Duration,

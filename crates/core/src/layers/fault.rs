@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::{Call, Operation, Outcome, Uniform};
-use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::{
+    answer::Answer,
+    error::{Error, ErrorKind, Result, Retry},
+};
 
 /// Fails, delays or loses calls as a [`FaultPlan`] says.
 ///
@@ -111,21 +114,25 @@ fn refused(operation: Operation, backend: &'static str) -> Error {
 }
 
 impl Uniform for Fault {
-    async fn once<'a, T: Outcome>(&'a self, call: Call<'a>, attempt: BoxFuture<'a, Result<T>>) -> Result<T> {
-        match self.plan.take(call.operation) {
-            None => attempt.await,
-            Some(Kind::Refuse) => Err(refused(call.operation, call.backend)),
-            Some(Kind::LoseReply) => {
-                let _ = attempt.await;
+    fn once<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        let Call { operation, backend, .. } = call;
+        match self.plan.take(operation) {
+            None => attempt(),
+            Some(Kind::Refuse) => Answer::Ready(Err(refused(operation, backend))),
+            Some(Kind::LoseReply) => attempt().then(move |_| {
                 Err(Error::new(ErrorKind::Unavailable, "injected fault: the reply was lost")
-                    .with_retry(call.operation.lost())
-                    .at(call.backend, call.operation.name()))
-            }
-            Some(Kind::Delay(duration)) => {
+                    .with_retry(operation.lost())
+                    .at(backend, operation.name()))
+            }),
+            Some(Kind::Delay(duration)) => Answer::later(async move {
                 tokio::time::sleep(duration).await;
-                attempt.await
-            }
-            Some(Kind::Hang) => std::future::pending().await,
+                attempt().await
+            }),
+            Some(Kind::Hang) => Answer::later(std::future::pending()),
         }
     }
 

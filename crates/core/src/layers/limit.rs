@@ -1,10 +1,12 @@
 //! Bounds how many calls are under way at once.
 
-use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::{Call, Outcome, Uniform};
-use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::{
+    answer::Answer,
+    error::{Error, ErrorKind, Retry},
+};
 
 /// Lets at most so many calls at once through to the backend; the others wait, the first to come first.
 ///
@@ -40,19 +42,30 @@ impl ConcurrencyLimit {
 }
 
 impl Uniform for ConcurrencyLimit {
-    async fn once<'a, T: Outcome>(&'a self, call: Call<'a>, attempt: BoxFuture<'a, Result<T>>) -> Result<T> {
-        let _place = match self.places.try_acquire() {
-            Ok(place) => place,
-            Err(_) => {
-                let full = || {
-                    Error::new(ErrorKind::Overloaded, "too many calls are waiting; try again later")
-                        .with_retry(Retry::Safe)
-                        .at(call.backend, call.operation.name())
-                };
-                let _waiting = self.line.try_acquire().map_err(|_| full())?;
-                self.places.acquire().await.map_err(|_| full())?
-            }
+    fn once<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        if let Ok(place) = self.places.try_acquire() {
+            return match attempt() {
+                Answer::Later(future) => Answer::later(async move {
+                    let _place = place;
+                    future.await
+                }),
+                ready => ready,
+            };
+        }
+        let full = move || {
+            Error::new(ErrorKind::Overloaded, "too many calls are waiting; try again later")
+                .with_retry(Retry::Safe)
+                .at(call.backend, call.operation.name())
         };
-        attempt.await
+        let Ok(waiting) = self.line.try_acquire() else { return Answer::Ready(Err(full())) };
+        Answer::later(async move {
+            let _place = self.places.acquire().await.map_err(|_| full())?;
+            drop(waiting);
+            attempt().await
+        })
     }
 }

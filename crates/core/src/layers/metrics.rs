@@ -10,12 +10,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt as _, stream::BoxStream};
 use histogram::{AtomicHistogram, Histogram};
 use quanta::Clock;
 
 use super::{Call, Operation, Outcome, Uniform};
 use crate::{
+    answer::Answer,
     error::Result,
     stats::{Latency, Stats},
 };
@@ -29,7 +30,8 @@ use crate::{
 /// `commonhold_written_bytes_total` (label `backend`) and the histogram `commonhold_call_seconds` (labels
 /// `backend`, `operation`).
 ///
-/// Threads count in separate places, so that they do not slow each other down.
+/// Counts are exact. Latencies are of every call that has to wait, and of a sample of those that are answered
+/// at once. Threads count in separate places, so that they do not slow each other down.
 pub struct Metrics {
     stripes: Box<[Stripe]>,
     clock: Clock,
@@ -39,6 +41,7 @@ pub struct Metrics {
 /// What one thread, or a few, have counted. Aligned so that no two stripes share a cache line.
 #[repr(align(128))]
 struct Stripe {
+    calls: AtomicU64,
     transitions: AtomicU64,
     scans: AtomicU64,
     errors: AtomicU64,
@@ -50,6 +53,11 @@ struct Stripe {
     bytes_written: AtomicU64,
     latencies: AtomicHistogram,
 }
+
+/// Of the calls that are answered at once, this many are always timed by each thread, and then one in so many:
+/// taking the time twice takes as long as reading from memory. Whoever has to wait is always timed.
+const ALWAYS_TIMED: u64 = 64;
+const SAMPLE: u64 = 16;
 
 /// Buckets as wide as 1/32 of their value, up to 2^40 ns, about 18 minutes.
 const HISTOGRAM: (u8, u8) = (5, 40);
@@ -84,15 +92,26 @@ impl Metrics {
         self.stripes.get(STRIPE.get() & self.stripes.len().wrapping_sub(1))
     }
 
-    fn record<T: Outcome>(&self, call: &Call<'_>, begun: u64, result: &Result<T>) {
-        let nanos = self.clock.delta_as_nanos(begun, self.clock.raw());
+    /// Counts a call that begins, and says for how many calls its time is to stand: 0 if it need not be taken.
+    fn begin(&self) -> u64 {
+        let Some(stripe) = self.stripe() else { return 0 };
+        let number = stripe.calls.fetch_add(1, Relaxed);
+        if number < ALWAYS_TIMED {
+            return 1;
+        }
+        // Multiples of the golden ratio are spread evenly over any regular pattern of calls (Knuth, The Art of
+        // Computer Programming, 6.4).
+        if number.wrapping_mul(0x9e37_79b9_7f4a_7c15) < u64::MAX / SAMPLE { SAMPLE } else { 0 }
+    }
+
+    /// Counts what a call brought.
+    fn count<T: Outcome>(&self, call: &Call<'_>, result: &Result<T>) {
         let Some(stripe) = self.stripe() else { return };
         match call.operation {
             Operation::Transact => add(&stripe.transitions, 1),
             Operation::Scan | Operation::Count | Operation::Clear => add(&stripe.scans, 1),
             _ => {}
         }
-        let _ = stripe.latencies.increment(nanos.min((1 << HISTOGRAM.1) - 1));
         match result {
             Ok(outcome) => {
                 let read = outcome.read();
@@ -101,13 +120,23 @@ impl Metrics {
             }
             Err(_) => add(&stripe.errors, 1),
         }
-        self.recorder.called(call.operation, nanos, result.is_err());
+        self.recorder.called(call.operation, result.is_err());
+    }
+
+    /// Takes the time of a call that is to stand for so many.
+    fn time(&self, operation: Operation, begun: u64, weight: u64) {
+        let nanos = self.clock.delta_as_nanos(begun, self.clock.raw());
+        if let Some(stripe) = self.stripe() {
+            let _ = stripe.latencies.add(nanos.min((1 << HISTOGRAM.1) - 1), weight);
+        }
+        self.recorder.timed(operation, nanos, weight);
     }
 }
 
 impl Stripe {
     fn new() -> Option<Self> {
         Some(Self {
+            calls: AtomicU64::new(0),
             transitions: AtomicU64::new(0),
             scans: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -159,7 +188,7 @@ impl Recorder {
         }
     }
 
-    fn called(&self, operation: Operation, nanos: u64, failed: bool) {
+    fn called(&self, operation: Operation, failed: bool) {
         let number = operation as usize;
         if let Some(calls) = self.calls.get(number) {
             calls.increment(1);
@@ -167,8 +196,11 @@ impl Recorder {
         if let (true, Some(errors)) = (failed, self.errors.get(number)) {
             errors.increment(1);
         }
-        if let Some(seconds) = self.seconds.get(number) {
-            seconds.record(nanos as f64 / 1e9);
+    }
+
+    fn timed(&self, operation: Operation, nanos: u64, weight: u64) {
+        if let Some(seconds) = self.seconds.get(operation as usize) {
+            seconds.record_many(nanos as f64 / 1e9, weight as usize);
         }
     }
 
@@ -181,14 +213,34 @@ impl Recorder {
 }
 
 impl Uniform for Metrics {
-    async fn once<'a, T: Outcome>(&'a self, call: Call<'a>, attempt: BoxFuture<'a, Result<T>>) -> Result<T> {
-        let begun = self.clock.raw();
-        let result = attempt.await;
-        self.record(&call, begun, &result);
-        result
+    fn once<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        let weight = self.begin();
+        let begun = (weight > 0).then(|| self.clock.raw());
+        match attempt() {
+            Answer::Ready(result) => {
+                self.count(&call, &result);
+                if let Some(begun) = begun {
+                    self.time(call.operation, begun, weight);
+                }
+                Answer::Ready(result)
+            }
+            Answer::Later(future) => {
+                let begun = begun.unwrap_or_else(|| self.clock.raw());
+                Answer::later(async move {
+                    let result = future.await;
+                    self.count(&call, &result);
+                    self.time(call.operation, begun, 1);
+                    result
+                })
+            }
+        }
     }
 
-    /// A scan counts when it begins; what it reads counts as bytes.
+    /// A scan counts when it begins, and takes as long as its first entry.
     fn stream<T: Send + 'static>(
         self: Arc<Self>,
         operation: Operation,
@@ -196,15 +248,15 @@ impl Uniform for Metrics {
         stream: BoxStream<'static, Result<T>>,
     ) -> BoxStream<'static, Result<T>> {
         let call = Call { operation, backend, key: None, puts: 0, deletes: 0, bytes: 0 };
+        self.begin();
+        self.count(&call, &Ok(()));
         let mut first = Some(self.clock.raw());
         stream
             .inspect(move |item| {
-                let result = item.as_ref().map(|_| ()).map_err(|error| crate::Error::new(error.kind(), ""));
                 if let Some(begun) = first.take() {
-                    self.record(&call, begun, &result);
-                } else if result.is_err()
-                    && let Some(stripe) = self.stripe()
-                {
+                    self.time(operation, begun, 1);
+                }
+                if let (Err(_), Some(stripe)) = (item, self.stripe()) {
                     add(&stripe.errors, 1);
                 }
             })
@@ -226,7 +278,7 @@ impl Uniform for Metrics {
         stats.bytes_read += sum(|stripe| &stripe.bytes_read);
         stats.bytes_written += sum(|stripe| &stripe.bytes_written);
         stats.latency = self.latency();
-        stats.calls = stats.latency.count;
+        stats.calls += sum(|stripe| &stripe.calls);
     }
 }
 

@@ -22,11 +22,11 @@ mod retry;
 mod timeout;
 mod trace;
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use futures_util::stream::BoxStream;
 
 pub use self::{
     call::{Call, Operation, Outcome},
@@ -39,6 +39,7 @@ pub use self::{
     trace::Trace,
 };
 use crate::{
+    answer::Answer,
     backend::{
         Applied, Capabilities, Change, Condition, Entry, Health, Maintenance, Message, PutOptions, Scan,
         StateBackend, Transaction, Write,
@@ -64,39 +65,39 @@ impl<U: Uniform> Layer for U {
 /// A layer that treats all operations alike.
 ///
 /// ```
-/// use std::future::Future;
-/// use futures_util::future::BoxFuture;
-/// use commonhold_core::{Result, layers::{Call, Outcome, Uniform}};
+/// use commonhold_core::{Answer, layers::{Call, Outcome, Uniform}};
 ///
 /// /// Says on standard error what failed.
 /// #[derive(Debug)]
 /// struct Complain;
 ///
 /// impl Uniform for Complain {
-///     async fn once<'a, T: Outcome>(&'a self, call: Call<'a>, attempt: BoxFuture<'a, Result<T>>) -> Result<T> {
-///         let result = attempt.await;
-///         if let Err(error) = &result {
-///             eprintln!("{}: {error}", call.operation);
-///         }
-///         result
+///     fn once<'a, T: Outcome>(
+///         &'a self,
+///         call: Call<'a>,
+///         attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+///     ) -> Answer<'a, T> {
+///         attempt().then(move |result| result.inspect_err(|error| eprintln!("{}: {error}", call.operation)))
 ///     }
 /// }
 /// ```
 pub trait Uniform: fmt::Debug + Send + Sync + 'static {
-    /// Carries out one attempt. It has not begun when this is called: not to poll it is not to do it.
+    /// Carries out one attempt, or does not: nothing happens until `attempt` is called.
+    ///
+    /// An [`Answer`] that is there at once is to be passed on without boxing it.
     fn once<'a, T: Outcome>(
         &'a self,
         call: Call<'a>,
-        attempt: BoxFuture<'a, Result<T>>,
-    ) -> impl Future<Output = Result<T>> + Send + 'a;
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T>;
 
     /// Carries out a call that can be attempted several times. Once, unless the layer does otherwise.
     fn repeat<'a, T: Outcome>(
         &'a self,
         call: Call<'a>,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
-    ) -> impl Future<Output = Result<T>> + Send + 'a {
-        self.once(call, attempt())
+        attempt: impl Fn() -> Answer<'a, T> + Send + Sync + 'a,
+    ) -> Answer<'a, T> {
+        self.once(call, attempt)
     }
 
     /// Passes on a stream of results. As it is, unless the layer does otherwise.
@@ -136,32 +137,32 @@ impl<L: Uniform> StateBackend for Layered<L> {
         self.inner.capabilities()
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        self.layer.repeat(self.call(Operation::Get).key(key), move || self.inner.get(key)).await
+    fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>> {
+        self.layer.repeat(self.call(Operation::Get).key(key), move || self.inner.get(key))
     }
 
-    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
+    fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         let call = self.call(Operation::Put).key(key).puts(1, value.len());
-        self.layer.repeat(call, move || self.inner.put(key, value.clone(), options.clone())).await
+        self.layer.repeat(call, move || self.inner.put(key, value.clone(), options.clone()))
     }
 
-    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied> {
+    fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied> {
         let call = self.call(Operation::Delete).key(key).deletes(1);
-        self.layer.repeat(call, move || self.inner.delete(key, condition.clone())).await
+        self.layer.repeat(call, move || self.inner.delete(key, condition.clone()))
     }
 
-    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
-        self.layer.repeat(self.call(Operation::GetMany), move || self.inner.get_many(keys)).await
+    fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
+        self.layer.repeat(self.call(Operation::GetMany), move || self.inner.get_many(keys))
     }
 
-    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
+    fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {
         let call = self.call(Operation::WriteMany).writes(&batch);
-        self.layer.repeat(call, move || self.inner.write_many(batch.clone())).await
+        self.layer.repeat(call, move || self.inner.write_many(batch.clone()))
     }
 
-    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes> {
+    fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes> {
         let call = self.call(Operation::Transact).key(key);
-        self.layer.repeat(call, move || self.inner.transact(key, Arc::clone(&transition))).await
+        self.layer.repeat(call, move || self.inner.transact(key, Arc::clone(&transition)))
     }
 
     fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
@@ -169,45 +170,49 @@ impl<L: Uniform> StateBackend for Layered<L> {
     }
 
     async fn count(&self, prefix: &Prefix) -> Result<u64> {
-        self.layer.repeat(self.call(Operation::Count), move || self.inner.count(prefix)).await
+        self.layer.repeat(self.call(Operation::Count), move || Answer::Later(self.inner.count(prefix))).await
     }
 
     async fn clear(&self, prefix: &Prefix) -> Result<u64> {
-        self.layer.repeat(self.call(Operation::Clear), move || self.inner.clear(prefix)).await
+        self.layer.repeat(self.call(Operation::Clear), move || Answer::Later(self.inner.clear(prefix))).await
     }
 
     async fn watch(&self, prefix: &Prefix) -> Result<BoxStream<'static, Result<Change>>> {
-        self.layer.repeat(self.call(Operation::Watch), move || self.inner.watch(prefix)).await
+        self.layer.repeat(self.call(Operation::Watch), move || Answer::Later(self.inner.watch(prefix))).await
     }
 
     async fn publish(&self, channel: &Key, message: Bytes) -> Result<()> {
         let call = self.call(Operation::Publish).key(channel);
-        self.layer.repeat(call, move || self.inner.publish(channel, message.clone())).await
+        self.layer.repeat(call, move || Answer::Later(self.inner.publish(channel, message.clone()))).await
     }
 
     async fn subscribe(&self, channel: &Key) -> Result<BoxStream<'static, Result<Message>>> {
         let call = self.call(Operation::Subscribe).key(channel);
-        self.layer.repeat(call, move || self.inner.subscribe(channel)).await
+        self.layer.repeat(call, move || Answer::Later(self.inner.subscribe(channel))).await
     }
 
     async fn begin(&self) -> Result<Box<dyn Transaction>> {
-        let inner = self.layer.repeat(self.call(Operation::Begin), move || self.inner.begin()).await?;
+        let inner =
+            self.layer.repeat(self.call(Operation::Begin), move || Answer::Later(self.inner.begin())).await?;
         let backend = self.inner.name();
         Ok(Box::new(LayeredTransaction { layer: Arc::clone(&self.layer), backend, inner }))
     }
 
     async fn health(&self) -> Result<Health> {
-        self.layer.repeat(self.call(Operation::Health), move || self.inner.health()).await
+        self.layer.repeat(self.call(Operation::Health), move || Answer::Later(self.inner.health())).await
     }
 
     async fn stats(&self) -> Result<Stats> {
-        let mut stats = self.layer.repeat(self.call(Operation::Stats), move || self.inner.stats()).await?;
+        let mut stats =
+            self.layer.repeat(self.call(Operation::Stats), move || Answer::Later(self.inner.stats())).await?;
         self.layer.add_stats(&mut stats);
         Ok(stats)
     }
 
     async fn maintain(&self, task: Maintenance) -> Result<()> {
-        self.layer.repeat(self.call(Operation::Maintain), move || self.inner.maintain(task)).await
+        self.layer
+            .repeat(self.call(Operation::Maintain), move || Answer::Later(self.inner.maintain(task)))
+            .await
     }
 }
 
@@ -229,26 +234,28 @@ impl<L> LayeredTransaction<L> {
 #[async_trait]
 impl<L: Uniform> Transaction for LayeredTransaction<L> {
     async fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
-        self.layer.once(self.call(Operation::Get).key(key), self.inner.get(key)).await
+        self.layer.once(self.call(Operation::Get).key(key), || Answer::Later(self.inner.get(key))).await
     }
 
     async fn put(&mut self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
         let call = self.call(Operation::Put).key(key).puts(1, value.len());
-        self.layer.once(call, self.inner.put(key, value, options)).await
+        self.layer.once(call, || Answer::Later(self.inner.put(key, value, options))).await
     }
 
     async fn delete(&mut self, key: &Key, condition: Condition) -> Result<Applied> {
         let call = self.call(Operation::Delete).key(key).deletes(1);
-        self.layer.once(call, self.inner.delete(key, condition)).await
+        self.layer.once(call, || Answer::Later(self.inner.delete(key, condition))).await
     }
 
     async fn commit(self: Box<Self>) -> Result<()> {
         let call = self.call(Operation::Commit);
-        self.layer.once(call, self.inner.commit()).await
+        let Self { layer, inner, .. } = *self;
+        layer.once(call, || Answer::Later(inner.commit())).await
     }
 
     async fn rollback(self: Box<Self>) -> Result<()> {
         let call = self.call(Operation::Rollback);
-        self.layer.once(call, self.inner.rollback()).await
+        let Self { layer, inner, .. } = *self;
+        layer.once(call, || Answer::Later(inner.rollback())).await
     }
 }

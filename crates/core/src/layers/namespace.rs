@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::Layer;
 use crate::{
+    answer::Answer,
     backend::{
         Applied, Capabilities, Change, Condition, Entry, Health, Maintenance, Message, PutOptions, Scan,
         StateBackend, Transaction, Write,
@@ -57,6 +58,19 @@ struct Namespaced {
 }
 
 impl Namespaced {
+    /// A call on one key, which is prefixed for it.
+    fn within<'a, T: Send + 'a>(
+        &'a self,
+        key: &'a Key,
+        call: impl for<'k> FnOnce(&'k (dyn StateBackend + 'static), &'k Key) -> Answer<'k, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        let key = match self.prefix.join(key) {
+            Ok(key) => key,
+            Err(error) => return Answer::Ready(Err(error)),
+        };
+        Answer::later(async move { call(&*self.inner, &key).await })
+    }
+
     fn join_prefix(&self, prefix: &Prefix) -> Result<Prefix> {
         Prefix::new([self.prefix.as_bytes(), prefix.as_bytes()].concat())
     }
@@ -85,30 +99,34 @@ impl StateBackend for Namespaced {
         self.inner.capabilities()
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        self.inner.get(&self.prefix.join(key)?).await
+    fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>> {
+        self.within(key, move |inner, key| inner.get(key))
     }
 
-    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
-        self.inner.put(&self.prefix.join(key)?, value, options).await
+    fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
+        self.within(key, move |inner, key| inner.put(key, value, options))
     }
 
-    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied> {
-        self.inner.delete(&self.prefix.join(key)?, condition).await
+    fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied> {
+        self.within(key, move |inner, key| inner.delete(key, condition))
     }
 
-    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
-        let keys = keys.iter().map(|key| self.prefix.join(key)).collect::<Result<Vec<_>>>()?;
-        self.inner.get_many(&keys).await
+    fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
+        match keys.iter().map(|key| self.prefix.join(key)).collect::<Result<Vec<_>>>() {
+            Ok(keys) => Answer::later(async move { self.inner.get_many(&keys).await }),
+            Err(error) => Answer::Ready(Err(error)),
+        }
     }
 
-    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
-        let batch = batch.into_iter().map(|write| join_write(&self.prefix, write)).collect::<Result<_>>()?;
-        self.inner.write_many(batch).await
+    fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {
+        match batch.into_iter().map(|write| join_write(&self.prefix, write)).collect() {
+            Ok(batch) => self.inner.write_many(batch),
+            Err(error) => Answer::Ready(Err(error)),
+        }
     }
 
-    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes> {
-        self.inner.transact(&self.prefix.join(key)?, transition).await
+    fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes> {
+        self.within(key, move |inner, key| inner.transact(key, transition))
     }
 
     fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {

@@ -5,11 +5,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{Call, Outcome, Uniform};
-use crate::{error::Result, stats::Stats};
+use crate::{answer::Answer, error::Result, stats::Stats};
 
 /// Repeats failed calls with exponential backoff and full jitter.
 ///
@@ -75,41 +74,57 @@ impl Retry {
         let doubled = self.base.saturating_mul(1u32.checked_shl(repetition - 1).unwrap_or(u32::MAX));
         doubled.min(self.max).mul_f64(fastrand::f64())
     }
-}
 
-impl Uniform for Retry {
-    fn once<'a, T: Outcome>(
-        &'a self,
-        _call: Call<'a>,
-        attempt: BoxFuture<'a, Result<T>>,
-    ) -> impl Future<Output = Result<T>> + Send + 'a {
-        attempt
-    }
-
-    async fn repeat<'a, T: Outcome>(
-        &'a self,
+    async fn repeat_from<'a, T: Outcome>(
+        &self,
+        first: Answer<'a, T>,
         call: Call<'a>,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        attempt: impl Fn() -> Answer<'a, T>,
     ) -> Result<T> {
-        let mut begun = None;
+        let begun = Instant::now();
+        let mut result = first.await;
         for repetition in 1..self.attempts {
-            let error = match attempt().await {
+            let error = match result {
                 Err(error) if error.retry() == crate::Retry::Safe => error,
                 result => return result,
             };
-            // The clock is read only once something has failed: success costs nothing.
-            let begun = *begun.get_or_insert_with(Instant::now);
             let delay = self.delay(repetition);
             if begun.elapsed() + delay >= self.deadline {
                 return Err(error);
             }
             tracing::debug!(operation = %call.operation, repetition, ?delay, %error, "trying again");
             self.retries.fetch_add(1, Ordering::Relaxed);
-            metrics::counter!("commonhold_retries_total", "backend" => call.backend, "operation" => call.operation.name())
-                .increment(1);
+            let labels = [("backend", call.backend), ("operation", call.operation.name())];
+            metrics::counter!("commonhold_retries_total", &labels).increment(1);
             tokio::time::sleep(delay).await;
+            result = attempt().await;
         }
-        attempt().await
+        result
+    }
+}
+
+fn may_be_repeated<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(error) if error.retry() == crate::Retry::Safe)
+}
+
+impl Uniform for Retry {
+    fn once<'a, T: Outcome>(
+        &'a self,
+        _call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        attempt()
+    }
+
+    fn repeat<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl Fn() -> Answer<'a, T> + Send + Sync + 'a,
+    ) -> Answer<'a, T> {
+        match attempt() {
+            Answer::Ready(result) if !may_be_repeated(&result) => Answer::Ready(result),
+            first => Answer::later(self.repeat_from(first, call, attempt)),
+        }
     }
 
     fn add_stats(&self, stats: &mut Stats) {

@@ -2,10 +2,13 @@
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt as _, stream::BoxStream};
 
 use super::{Call, Operation, Outcome, Uniform};
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    answer::Answer,
+    error::{Error, ErrorKind, Result},
+};
 
 /// Fails calls that take too long with [`Timeout`](ErrorKind::Timeout): safe to repeat for a read, ambiguous
 /// for a write, which may have been carried out or may yet be.
@@ -35,25 +38,29 @@ impl Timeout {
 }
 
 impl Uniform for Timeout {
-    async fn once<'a, T: Outcome>(
+    fn once<'a, T: Outcome>(
         &'a self,
         call: Call<'a>,
-        mut attempt: BoxFuture<'a, Result<T>>,
-    ) -> Result<T> {
-        // What is ready at once needs no timer, and setting one up costs more than a read from memory.
-        if let Poll::Ready(result) = poll_fn(|context| Poll::Ready(attempt.as_mut().poll(context))).await {
-            return result;
-        }
-        match tokio::time::timeout(self.limit, attempt).await {
-            Ok(result) => result,
-            Err(_) => {
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        let mut future = match attempt() {
+            Answer::Later(future) => future,
+            ready => return ready,
+        };
+        Answer::later(async move {
+            // What comes at once needs no timer, and setting one up takes as long as a read from memory.
+            if let Poll::Ready(result) = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
+                return result;
+            }
+            let result = tokio::time::timeout(self.limit, future).await;
+            result.unwrap_or_else(|_| {
                 let error = self.error(call.operation, call.backend);
                 Err(match call.key {
                     Some(key) => error.with_key(key),
                     None => error,
                 })
-            }
-        }
+            })
+        })
     }
 
     fn stream<T: Send + 'static>(

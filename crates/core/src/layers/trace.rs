@@ -1,10 +1,9 @@
 //! A tracing span around every call.
 
-use futures_util::future::BoxFuture;
 use tracing::Instrument as _;
 
 use super::{Call, Outcome, Uniform};
-use crate::error::Result;
+use crate::answer::Answer;
 
 /// Puts each call into a span `commonhold`, at level `DEBUG`, with the fields `backend`, `operation` and
 /// `key`; a call that fails is recorded in it as `error`, with its kind. Values are not.
@@ -15,7 +14,11 @@ use crate::error::Result;
 pub struct Trace;
 
 impl Uniform for Trace {
-    async fn once<'a, T: Outcome>(&'a self, call: Call<'a>, attempt: BoxFuture<'a, Result<T>>) -> Result<T> {
+    fn once<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
         let span = tracing::debug_span!(
             "commonhold",
             backend = call.backend,
@@ -24,12 +27,16 @@ impl Uniform for Trace {
             error = tracing::field::Empty,
         );
         if span.is_disabled() {
-            return attempt.await;
+            return attempt();
         }
-        let result = attempt.instrument(span.clone()).await;
-        if let Err(error) = &result {
-            span.record("error", tracing::field::display(error.kind()));
-        }
-        result
+        let answer = match span.in_scope(attempt) {
+            Answer::Later(future) => Answer::later(future.instrument(span.clone())),
+            ready => ready,
+        };
+        answer.then(move |result| {
+            result.inspect_err(|error| {
+                span.record("error", tracing::field::display(error.kind()));
+            })
+        })
     }
 }

@@ -23,6 +23,7 @@ use self::{
     shard::{Growth, Shard, hash_of},
 };
 use crate::{
+    answer::Answer,
     backend::{
         Applied, Capabilities, Change, Condition, Entry, Expiry, Health, Maintenance, Message, PutOptions,
         Scan, StateBackend, Transaction, Write,
@@ -349,36 +350,35 @@ impl StateBackend for MemoryBackend {
         }
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        Ok(self.0.get(key))
+    fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>> {
+        Answer::Ready(Ok(self.0.get(key)))
     }
 
-    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
+    fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         let write = Write::Put { key: key.clone(), value, options };
-        self.0.write(&write).map_err(|error| error.at(NAME, "put"))
+        Answer::Ready(self.0.write(&write).map_err(|error| error.at(NAME, "put")))
     }
 
-    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied> {
+    fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied> {
         let write = Write::Delete { key: key.clone(), condition };
-        self.0.write(&write).map_err(|error| error.at(NAME, "delete"))
+        Answer::Ready(self.0.write(&write).map_err(|error| error.at(NAME, "delete")))
     }
 
-    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
-        Ok(keys.iter().map(|key| self.0.get(key)).collect())
+    fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
+        Answer::Ready(Ok(keys.iter().map(|key| self.0.get(key)).collect()))
     }
 
-    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
-        self.0
-            .batch(batch.iter().map(Write::key), |draft| {
-                batch.iter().map(|write| draft.write(write)).collect()
-            })
-            .map_err(|error| error.at(NAME, "write_many"))
+    fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {
+        let applied = self.0.batch(batch.iter().map(Write::key), |draft| {
+            batch.iter().map(|write| draft.write(write)).collect()
+        });
+        Answer::Ready(applied.map_err(|error| error.at(NAME, "write_many")))
     }
 
-    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes> {
-        self.0
-            .command(key, true, |live, now| embedded::transact(live, &*transition, now, &self.0.rules))
-            .map_err(|error| error.with_key(key).at(NAME, transition.name()))
+    fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes> {
+        let reply =
+            self.0.command(key, true, |live, now| embedded::transact(live, &*transition, now, &self.0.rules));
+        Answer::Ready(reply.map_err(|error| error.with_key(key).at(NAME, transition.name())))
     }
 
     fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
