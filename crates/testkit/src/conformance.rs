@@ -194,7 +194,7 @@ macro_rules! conformance {
             #[allow(unused_imports)]
             use super::*;
 
-            async fn subject() -> $crate::Subject {
+            async fn __subject() -> $crate::Subject {
                 ($fixture)().await
             }
 
@@ -211,13 +211,13 @@ macro_rules! __tests {
         $(
             #[test]
             fn $name() {
-                $crate::run(stringify!($name), subject);
+                $crate::run(stringify!($name), __subject);
             }
         )*
 
         #[test]
         fn every_case_is_a_test_and_the_expected_number_is_checked_in_full() {
-            $crate::assert_complete(&[$(stringify!($name)),*], $expected, subject);
+            $crate::assert_complete(&[$(stringify!($name)),*], $expected, __subject);
         }
     };
 }

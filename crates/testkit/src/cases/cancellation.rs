@@ -227,7 +227,8 @@ pub(crate) async fn increments_that_are_dropped_count_once_or_not_at_all(subject
                     polls => polls,
                 };
                 started.fetch_add(usize::from(polls > 0), Ordering::SeqCst);
-                if let Some(answer) = cut_off(backend.transact(&hot, add_one()), polls).await {
+                let add = async { backend.transact(&hot, add_one()).await };
+                if let Some(answer) = cut_off(add, polls).await {
                     answer.unwrap();
                     acknowledged.fetch_add(1, Ordering::SeqCst);
                 }

@@ -173,7 +173,6 @@ macro_rules! __for_each_case {
             store::get_and_delete_hands_over_the_value [],
             store::expire_and_persist_change_the_time_to_live_alone [Ttl],
             store::the_store_says_which_conditions_held [],
-            store::the_store_refuses_keys_that_are_none [],
             store::the_store_puts_gets_and_deletes_batches [],
             store::the_store_lists_counts_and_clears [Scan],
             store::the_store_carries_typed_values [],

@@ -225,27 +225,24 @@ pub(crate) async fn an_ordered_scan_begins_after_a_key(subject: Subject) {
 }
 
 pub(crate) async fn a_snapshot_scan_sees_the_moment_of_its_first_poll(subject: Subject) {
-    let names: Vec<String> = (0..20).map(|i| format!("k{i:02}")).collect();
+    let names: Vec<String> = (0..1_000).map(|i| format!("k{i:03}")).collect();
     put_all(&subject, &names).await;
     let mut scan = Scan::prefix(prefix("k"));
     scan.page = 3;
     let mut entries = subject.backend.scan(scan);
-    subject.put(&key("k20"), "k20").await;
+    subject.put(&key("k999+"), "k999+").await;
     let mut found = vec![entries.try_next().await.unwrap().unwrap()];
-    for name in &names {
-        subject.put(&key(name), "overwritten").await;
-    }
-    assert_eq!(subject.delete(&key("k05")).await, Applied::Yes);
-    assert_eq!(subject.delete(&key("k19")).await, Applied::Yes);
-    subject.put(&key("k11+"), "new").await;
-    subject.put(&key("k99"), "new").await;
+    subject.write_many(names.iter().map(|name| Write::put(key(name), "overwritten")).collect()).await;
+    assert_eq!(subject.delete(&key("k500")).await, Applied::Yes);
+    assert_eq!(subject.delete(&key("k999")).await, Applied::Yes);
+    subject.put(&key("k500+"), "new").await;
+    subject.put(&key("k999++"), "new").await;
     found.extend(entries.try_collect::<Vec<_>>().await.unwrap());
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let expected: Vec<_> = (0..=20)
-        .map(|i| format!("k{i:02}"))
-        .map(|name| (key(&name), Entry { value: name.into(), ttl: None }))
-        .collect();
-    assert_eq!(found, expected);
+    let there = names.into_iter().chain(["k999+".to_owned()]);
+    let entry = |name: String| (key(&name), Entry { value: name.into(), ttl: None });
+    let expected: Vec<(Key, Entry)> = there.map(entry).collect();
+    assert!(found == expected, "not the state of one moment: {found:?}");
 }
 
 pub(crate) async fn count_counts_the_entries_under_a_prefix(subject: Subject) {

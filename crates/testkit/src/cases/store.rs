@@ -122,15 +122,6 @@ pub(crate) async fn the_store_says_which_conditions_held(subject: Subject) {
     assert_eq!(store.get("k").await.unwrap().unwrap(), "5");
 }
 
-pub(crate) async fn the_store_refuses_keys_that_are_none(subject: Subject) {
-    let store = store(&subject);
-    let long = vec![b'k'; Key::MAX_LEN + 1];
-    assert_eq!(store.put("", "v").await.unwrap_err().kind(), ErrorKind::InvalidInput);
-    assert_eq!(store.get("").await.unwrap_err().kind(), ErrorKind::InvalidInput);
-    assert_eq!(store.put(long.clone(), "v").await.unwrap_err().kind(), ErrorKind::TooLarge);
-    assert_eq!(store.increment(long, 1).await.unwrap_err().kind(), ErrorKind::TooLarge);
-}
-
 pub(crate) async fn the_store_puts_gets_and_deletes_batches(subject: Subject) {
     let store = store(&subject);
     store.batch_put([("a", "1"), ("b", "2"), ("a", "3")]).await.unwrap();

@@ -25,7 +25,7 @@ use crate::subject::{Subject, key};
 const SEQUENCES: u32 = 64;
 
 /// The longest sequence.
-const MAX_OPERATIONS: usize = 40;
+const MAX_OPERATIONS: usize = 60;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Operation {

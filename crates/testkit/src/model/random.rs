@@ -19,7 +19,8 @@ use crate::subject::{Subject, key, prefix};
 pub(crate) const KEYS: [&[u8]; 10] =
     [b"a", b"a\0", b"aa", b"ab", b"*", b"a*", b"\0", b"\xff", b"\xff\xff", b":"];
 
-const PREFIXES: [&[u8]; 10] = [b"", b"a", b"a\0", b"aa", b"a*", b"*", b"\0", b"\xff", b"\xff\xff", b"none"];
+const PREFIXES: [&[u8]; 11] =
+    [b"", b"", b"a", b"a\0", b"aa", b"a*", b"*", b"\0", b"\xff", b"\xff\xff", b"none"];
 
 const VALUES: [&[u8]; 4] = [b"", b"0", b"1", b"\0\xff"];
 
@@ -34,19 +35,24 @@ pub(crate) fn operation(subject: &Subject) -> Union<BoxedStrategy<Operation>> {
     let capabilities = subject.backend.capabilities();
     let ttl = capabilities.ttl.then(|| if subject.clock().is_some() { TICK } else { LONG });
     let mut operations = vec![
-        (3, keys().prop_map(Operation::Get).boxed()),
-        (1, vec(keys(), 0..6).prop_map(Operation::GetMany).boxed()),
-        (6, writes(ttl, true, true).prop_map(Operation::Write).boxed()),
-        (2, vec(writes(ttl, capabilities.atomic_batch, false), 0..6).prop_map(Operation::Batch).boxed()),
-        (4, (keys(), changes(ttl)).prop_map(|(key, change)| Operation::Transact(key, change)).boxed()),
+        (3, keys(&KEYS).prop_map(Operation::Get).boxed()),
+        (1, vec(keys(&KEYS), 0..6).prop_map(Operation::GetMany).boxed()),
+        (8, writes(ttl, true, true, &KEYS).prop_map(Operation::Write).boxed()),
+        (
+            2,
+            vec(writes(ttl, capabilities.atomic_batch, false, &KEYS), 0..6)
+                .prop_map(Operation::Batch)
+                .boxed(),
+        ),
+        (4, (keys(&KEYS), changes(ttl)).prop_map(|(key, change)| Operation::Transact(key, change)).boxed()),
     ];
     if capabilities.scan {
-        operations.push((2, scans(capabilities.ordered_scan).prop_map(Operation::Scan).boxed()));
-        operations.push((1, prefixes().prop_map(Operation::Count).boxed()));
+        operations.push((4, scans(capabilities.ordered_scan).prop_map(Operation::Scan).boxed()));
+        operations.push((2, prefixes().prop_map(Operation::Count).boxed()));
         operations.push((1, prefixes().prop_map(Operation::Clear).boxed()));
     }
     if capabilities.transactions {
-        operations.push((2, transactions(ttl).prop_map(Operation::Transaction).boxed()));
+        operations.push((6, transactions(ttl).prop_map(Operation::Transaction).boxed()));
     }
     if let (Some(clock), Some(tick)) = (subject.clock(), ttl) {
         align(clock, capabilities.ttl_resolution);
@@ -64,8 +70,8 @@ fn align(clock: &commonhold_core::ManualClock, resolution: Duration) {
     clock.advance(Duration::from_nanos(((resolution - beyond) % resolution).unsigned_abs()));
 }
 
-fn keys() -> impl Strategy<Value = Key> + Clone {
-    select(&KEYS[..]).prop_map(key)
+fn keys(of: &'static [&[u8]]) -> impl Strategy<Value = Key> + Clone {
+    select(of).prop_map(key)
 }
 
 fn prefixes() -> impl Strategy<Value = Prefix> {
@@ -97,15 +103,20 @@ fn expiries(ttl: Option<Duration>, zero: bool) -> BoxedStrategy<Expiry> {
     Union::new_weighted(expiries).boxed()
 }
 
-fn writes(ttl: Option<Duration>, conditional: bool, zero: bool) -> impl Strategy<Value = Write> {
+fn writes(
+    ttl: Option<Duration>,
+    conditional: bool,
+    zero: bool,
+    of: &'static [&[u8]],
+) -> impl Strategy<Value = Write> {
     let condition = if conditional { conditions().boxed() } else { Just(Condition::Always).boxed() };
     prop_oneof![
-        3 => (keys(), values(), condition.clone(), expiries(ttl, zero)).prop_map(
+        3 => (keys(of), values(), condition.clone(), expiries(ttl, zero)).prop_map(
             |(key, value, condition, expiry)| {
                 Write::Put { key, value, options: PutOptions { condition, expiry } }
             }
         ),
-        1 => (keys(), condition).prop_map(|(key, condition)| Write::Delete { key, condition }),
+        1 => (keys(of), condition).prop_map(|(key, condition)| Write::Delete { key, condition }),
     ]
 }
 
@@ -124,18 +135,20 @@ fn changes(ttl: Option<Duration>) -> impl Strategy<Value = Change> {
 }
 
 fn scans(ordered: bool) -> impl Strategy<Value = Scan> {
-    let after = if ordered { option::of(keys()).boxed() } else { Just(None).boxed() };
+    let after = if ordered { option::of(keys(&KEYS)).boxed() } else { Just(None).boxed() };
     (prefixes(), after, any::<bool>(), select(vec![1, 2, 3, 512]))
         .prop_map(|(prefix, after, keys_only, page)| Scan { prefix, after, keys_only, page })
 }
 
 fn transactions(ttl: Option<Duration>) -> impl Strategy<Value = Work> {
+    // Few keys, so that reads, writes and interference meet.
+    let few = &KEYS[..3];
     let steps = prop_oneof![
-        1 => keys().prop_map(Step::Get),
-        1 => writes(ttl, true, true).prop_map(Step::Write),
+        1 => keys(few).prop_map(Step::Get),
+        1 => writes(ttl, true, true, few).prop_map(Step::Write),
     ];
     let ends = prop_oneof![4 => Just(End::Commit), 1 => Just(End::Rollback), 1 => Just(End::Drop)];
-    let interference = option::of((0..7usize, writes(ttl, false, false)));
+    let interference = option::of((0..7usize, writes(ttl, false, false, few)));
     (vec(steps, 0..6), ends, interference).prop_map(|(steps, end, interference)| {
         let interference = interference.map(|(at, write)| (at.min(steps.len()), write));
         Work { steps, end, interference }
