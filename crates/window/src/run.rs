@@ -11,7 +11,7 @@ use commonhold_core::{Condition, Error, ErrorKind, PutOptions, Result, Store, Wr
 use tokio::sync::watch;
 
 use crate::{
-    fold::{Counts, Folder},
+    fold::{Counts, Folder, MAX_CHUNK_WINDOWS},
     late::LateFile,
     reader::{Batch, Reader},
     record::{Keys, Record, job_key},
@@ -440,8 +440,7 @@ fn check_same(job: &JobName, record: &Record, spec: &JobSpec, late_file: Option<
 /// How many rows are folded at a time: few enough that what they touch is a small part of memory.
 fn chunk_rows(spec: &JobSpec, commit_every: usize) -> usize {
     const MAX_ROWS: usize = 1_000;
-    const MAX_WINDOWS: usize = 20_000;
-    (MAX_WINDOWS / spec.windows.max_per_event().max(1)).min(commit_every).clamp(1, MAX_ROWS)
+    (MAX_CHUNK_WINDOWS / spec.windows.max_per_event().max(1)).min(commit_every).clamp(1, MAX_ROWS)
 }
 
 async fn stopped(stop: &mut Option<watch::Receiver<bool>>) {

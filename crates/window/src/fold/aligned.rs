@@ -20,6 +20,7 @@ pub(super) struct Aligned {
     windows: Windows,
     cells: HashMap<CellKey, Cell, RandomState>,
     bytes: usize,
+    dirty: usize,
 }
 
 struct Cell {
@@ -65,11 +66,16 @@ impl Equivalent<CellKey> for CellRef<'_> {
 
 impl Aligned {
     pub(super) fn new(windows: Windows) -> Self {
-        Self { windows, cells: HashMap::default(), bytes: 0 }
+        Self { windows, cells: HashMap::default(), bytes: 0, dirty: 0 }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How many windows have to be written.
+    pub(super) fn dirty(&self) -> usize {
+        self.dirty
     }
 
     pub(super) async fn load(
@@ -144,6 +150,7 @@ impl Aligned {
                 counts.windows += 1;
             }
             cell.aggregate.fold(plan, event.values);
+            self.dirty += usize::from(!cell.dirty);
             (cell.dirty, cell.used) = (true, true);
         }
         in_time
@@ -163,6 +170,7 @@ impl Aligned {
 
     /// Lets go of closed windows; if that is not enough, of those that were not touched; then of all.
     pub(super) fn committed(&mut self, watermark: Watermark, max_bytes: usize) {
+        self.dirty = 0;
         let closed =
             |key: &CellKey, cell: &Cell| watermark.has_closed(Interval { start: key.start, end: cell.end });
         self.cells.retain(|key, cell| !closed(key, cell));

@@ -17,6 +17,13 @@ use crate::{
 /// What an entry takes in memory beside its key and its aggregate, near enough for a bound.
 const ENTRY_BYTES: usize = 160;
 
+/// How many windows may be dirty before a commit. Another chunk may add [`MAX_CHUNK_WINDOWS`]; with deletions and
+/// lists of sessions beside them, batches stay below the 65,536 writes that stores take at once.
+const MAX_DIRTY: usize = 10_000;
+
+/// How many windows the events of one chunk may touch.
+pub(crate) const MAX_CHUNK_WINDOWS: usize = 10_000;
+
 /// The windows that are being worked on.
 ///
 /// Memory is a cache over the store: [`load`](Self::load) reads what the events of a chunk touch,
@@ -107,13 +114,13 @@ impl Folder {
         }
     }
 
-    /// Whether memory is used up, so that a commit is due.
+    /// Whether a commit is due: memory is used up, or there is as much to write as fits into one batch.
     pub(crate) fn is_full(&self) -> bool {
-        let bytes = match &self.cells {
-            Cells::Aligned(cells) => cells.bytes(),
-            Cells::Sessions(cells) => cells.bytes(),
+        let (bytes, dirty) = match &self.cells {
+            Cells::Aligned(cells) => (cells.bytes(), cells.dirty()),
+            Cells::Sessions(cells) => (cells.bytes(), cells.dirty()),
         };
-        bytes > self.max_bytes
+        bytes > self.max_bytes || dirty > MAX_DIRTY
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -25,6 +25,7 @@ pub(super) struct Sessions {
     windows: Windows,
     keys: HashMap<Box<[u8]>, KeySessions, RandomState>,
     bytes: usize,
+    dirty: usize,
 }
 
 /// The sessions of one event key.
@@ -50,11 +51,16 @@ struct Session {
 
 impl Sessions {
     pub(super) fn new(windows: Windows) -> Self {
-        Self { windows, keys: HashMap::default(), bytes: 0 }
+        Self { windows, keys: HashMap::default(), bytes: 0, dirty: 0 }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How many sessions have to be written, each of them with a list of its key.
+    pub(super) fn dirty(&self) -> usize {
+        self.dirty
     }
 
     /// Reads the lists of the keys that are not in memory, then the sessions on them that are open.
@@ -140,7 +146,7 @@ impl Sessions {
             counts.windows += 1;
             let aggregate = Aggregate::new(plan);
             self.bytes += ENTRY_BYTES + aggregate.memory() + plan.first_bytes();
-            Session { interval: alone, aggregate, stored: false, dirty: true }
+            Session { interval: alone, aggregate, stored: false, dirty: false }
         });
         let interval = session.interval.union(alone);
         if session.stored && interval.start != session.interval.start {
@@ -149,6 +155,7 @@ impl Sessions {
         }
         session.interval = interval;
         session.aggregate.fold(plan, event.values);
+        self.dirty += usize::from(!session.dirty);
         session.dirty = true;
         let place = key.sessions.partition_point(|other| other.interval.start < interval.start);
         key.sessions.insert(place, session);
@@ -182,6 +189,7 @@ impl Sessions {
 
     /// Lets go of closed sessions; if that is not enough, of keys that were not touched; then of all.
     pub(super) fn committed(&mut self, watermark: Watermark, max_bytes: usize) {
+        self.dirty = 0;
         self.keys.retain(|_, key| {
             key.sessions.retain(|session| !watermark.has_closed(session.interval));
             key.merged.clear();
