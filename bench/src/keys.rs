@@ -16,11 +16,22 @@ pub(crate) fn value() -> Bytes {
     Bytes::from_static(&[b'v'; 100])
 }
 
-/// The index of the key that a task uses in a call: evenly spread, the same on both sides.
-pub(crate) fn random(task: u64, call: u64) -> usize {
-    // SplitMix64 of Steele, Lea and Flood (2014).
-    let mut x = (task << 32 | call).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) % KEYS as u64) as usize
+/// The keys that the calls of a benchmark ask for, in an order without pattern, the same on both sides.
+///
+/// They are copies of their own, made in the order in which they are used: as with an application, which has
+/// just put its key together, what waits for memory is the store and not the caller.
+pub(crate) struct Calls(Vec<Key>);
+
+impl Calls {
+    pub(crate) fn new() -> Self {
+        let mut keys = keys();
+        fastrand::Rng::with_seed(7).shuffle(&mut keys);
+        Self(keys.iter().filter_map(|key| Key::new(key.as_bytes()).ok()).collect())
+    }
+
+    /// The keys for one of so many tasks, again and again: each task begins at another place.
+    pub(crate) fn of_task(&self, task: u64, tasks: u64) -> impl Iterator<Item = &Key> {
+        let skip = self.0.len() * task as usize / tasks.max(1) as usize;
+        self.0.iter().cycle().skip(skip)
+    }
 }

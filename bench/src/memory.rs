@@ -11,13 +11,13 @@ use tokio::runtime::Runtime;
 
 use crate::{
     harness::{Comparison, Plan, breathe, compare, segment, tasks},
-    keys::{KEYS, keys, random, value},
+    keys::{Calls, KEYS, keys, value},
 };
 
 type RawMap = scc::HashMap<Bytes, Bytes, foldhash::fast::RandomState>;
 
 pub(crate) fn run(runtime: &Runtime, pairs: usize) {
-    let keys = Arc::new(keys());
+    let (keys, calls) = (keys(), Arc::new(Calls::new()));
     let store = Store::new(MemoryBackend::builder().capacity(KEYS).build());
     let raw: Arc<RawMap> = Arc::new(RawMap::with_capacity_and_hasher(KEYS, Default::default()));
     runtime.block_on(async {
@@ -29,31 +29,27 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) {
     println!("\n### Memory: `Store` with metrics against raw `scc::HashMap`\n\n{}", Comparison::HEADING);
     for tasks in [1, 64] {
         let plan = Plan { pairs, operations: 1 << 19, tasks };
-        println!("{}", get(runtime, plan, &keys, &store, &raw));
-        println!("{}", put(runtime, plan, &keys, &store, &raw));
+        println!("{}", get(runtime, plan, &calls, &store, &raw));
+        println!("{}", put(runtime, plan, &calls, &store, &raw));
     }
     layers(runtime, pairs, &keys);
 }
 
-fn get(runtime: &Runtime, plan: Plan, keys: &Arc<Vec<Key>>, store: &Store, raw: &Arc<RawMap>) -> Comparison {
+fn get(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &Arc<RawMap>) -> Comparison {
     let ours = |task, share| {
-        let (store, keys) = (store.clone(), Arc::clone(keys));
+        let (store, calls) = (store.clone(), Arc::clone(calls));
         async move {
-            for call in 0..share {
-                if let Some(key) = keys.get(random(task, call)) {
-                    std::hint::black_box(store.get(key).await.ok());
-                }
+            for (call, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
+                std::hint::black_box(store.get(key).await.ok());
                 breathe(call).await;
             }
         }
     };
     let theirs = |task, share| {
-        let (raw, keys) = (Arc::clone(raw), Arc::clone(keys));
+        let (raw, calls) = (Arc::clone(raw), Arc::clone(calls));
         async move {
-            for call in 0..share {
-                if let Some(key) = keys.get(random(task, call)) {
-                    std::hint::black_box(raw.read_async(key.as_bytes(), |_, value| value.clone()).await);
-                }
+            for (call, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
+                std::hint::black_box(raw.read_async(key.as_bytes(), |_, value| value.clone()).await);
                 breathe(call).await;
             }
         }
@@ -66,25 +62,21 @@ fn get(runtime: &Runtime, plan: Plan, keys: &Arc<Vec<Key>>, store: &Store, raw: 
     )
 }
 
-fn put(runtime: &Runtime, plan: Plan, keys: &Arc<Vec<Key>>, store: &Store, raw: &Arc<RawMap>) -> Comparison {
+fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &Arc<RawMap>) -> Comparison {
     let ours = |task, share| {
-        let (store, keys, value) = (store.clone(), Arc::clone(keys), value());
+        let (store, calls, value) = (store.clone(), Arc::clone(calls), value());
         async move {
-            for call in 0..share {
-                if let Some(key) = keys.get(random(task, call)) {
-                    std::hint::black_box(store.put(key, value.clone()).await.ok());
-                }
+            for (call, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
+                std::hint::black_box(store.put(key, value.clone()).await.ok());
                 breathe(call).await;
             }
         }
     };
     let theirs = |task, share| {
-        let (raw, keys, value) = (Arc::clone(raw), Arc::clone(keys), value());
+        let (raw, calls, value) = (Arc::clone(raw), Arc::clone(calls), value());
         async move {
-            for call in 0..share {
-                if let Some(key) = keys.get(random(task, call)) {
-                    std::hint::black_box(raw.upsert_async(key.clone().into_bytes(), value.clone()).await);
-                }
+            for (call, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
+                std::hint::black_box(raw.upsert_async(key.clone().into_bytes(), value.clone()).await);
                 breathe(call).await;
             }
         }
@@ -98,7 +90,7 @@ fn put(runtime: &Runtime, plan: Plan, keys: &Arc<Vec<Key>>, store: &Store, raw: 
 }
 
 /// What each uniform layer adds to a get from memory.
-fn layers(runtime: &Runtime, pairs: usize, keys: &Arc<Vec<Key>>) {
+fn layers(runtime: &Runtime, pairs: usize, keys: &[Key]) {
     println!("\n### Uniform layers: what one adds to a get from memory, one task\n");
     println!("| layer | added, ns (median of {pairs} pairs) |\n|---|---:|");
     let bare: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
@@ -116,13 +108,14 @@ fn layers(runtime: &Runtime, pairs: usize, keys: &Arc<Vec<Key>>) {
         ("trace", over(&|inner| Trace.layer(inner))),
     ];
     let plan = Plan { pairs, operations: 1 << 19, tasks: 1 };
+    // Few keys: what the layer adds would drown in cache misses otherwise.
+    let hot: Vec<Key> = keys.iter().take(64).cloned().collect();
     for (name, layered) in layered {
         let side = |backend: &Arc<dyn StateBackend>| {
             segment(runtime, plan, |_, share| {
-                let (backend, keys) = (Arc::clone(backend), Arc::clone(keys));
+                let (backend, keys) = (Arc::clone(backend), hot.clone());
                 async move {
-                    // Few keys: what the layer adds would drown in cache misses otherwise.
-                    for key in keys.iter().take(64).cycle().take(share as usize) {
+                    for key in keys.iter().cycle().take(share as usize) {
                         std::hint::black_box(backend.get(key).await.ok());
                     }
                 }
