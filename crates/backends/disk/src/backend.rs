@@ -10,9 +10,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use commonhold_core::{
-    Applied, Capabilities, Change, Clock, Condition, Entry, Error, ErrorKind, Health, Key, Maintenance,
-    Message, Prefix, PutOptions, Result, Scan, StateBackend, Stats, SystemClock, Timestamp, Transaction,
-    Transition, Write,
+    Answer, Applied, Capabilities, Change, Clock, Condition, Entry, Error, ErrorKind, Health, Key,
+    Maintenance, Message, Prefix, PutOptions, Result, Scan, StateBackend, Stats, SystemClock, Timestamp,
+    Transaction, Transition, Write,
     embedded::{OptimisticStore, OptimisticTransaction, ReadSet, Record, Rules, WriteSet},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
@@ -21,8 +21,7 @@ use crate::{
     config::{DiskConfig, Durability},
     engine::{Engine, VERSION},
     group::{Operation, Reply},
-    shared::{Handle, Reads, Shared, blocking},
-    writer::Writer,
+    shared::{Handle, blocking},
 };
 
 const NAME: &str = "disk";
@@ -64,14 +63,7 @@ impl DiskBackend {
     pub async fn open_with_clock(config: DiskConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         let opened = blocking(move || {
             let engine = Engine::open(config, Arc::clone(&clock))?;
-            let shared = Shared {
-                engine,
-                writer: Writer::default(),
-                reads: Reads::default(),
-                hub: Default::default(),
-                clock,
-            };
-            Ok(Self { handle: Handle::new(shared) })
+            Ok(Self { handle: Handle::new(engine, clock) })
         });
         opened.await.map_err(|error| error.at(NAME, "open"))
     }
@@ -95,19 +87,11 @@ impl DiskBackend {
         record.is_live(now).then(|| record.into_entry(now))
     }
 
-    async fn read_many(&self, keys: &[Key]) -> Result<Vec<Option<Record>>> {
-        if keys.len() <= MAX_INLINE_READS && self.handle.reads.are_fast() {
-            return self.handle.read_many(keys);
-        }
-        let keys = keys.to_vec();
-        self.handle.blocking(move |shared| shared.read_many(&keys)).await
-    }
-
-    async fn write(&self, write: Write) -> Result<Applied> {
-        match self.handle.submit(Operation::Write(write)).await? {
+    fn write(&self, write: Write) -> Answer<'_, Applied> {
+        self.handle.submit(Operation::Write(write)).then(|reply| match reply? {
             Reply::Applied(applied) => Ok(applied),
             other => Err(unexpected(&other)),
-        }
+        })
     }
 
     /// Submits the keys under a prefix page by page, and adds up what was done with them.
@@ -178,44 +162,58 @@ impl StateBackend for DiskBackend {
         capabilities
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        let record = self.read(key).await.map_err(|error| error.at(NAME, "get").with_key(key))?;
-        Ok(record.and_then(|record| self.entry(record)))
+    fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>> {
+        let answer = if self.handle.reads.are_fast() {
+            Answer::Ready(self.handle.read(key))
+        } else {
+            let key = key.clone();
+            Answer::later(self.handle.blocking(move |shared| shared.read(&key)))
+        };
+        answer.then(move |record| match record {
+            Ok(record) => Ok(record.and_then(|record| self.entry(record))),
+            Err(error) => Err(error.at(NAME, "get").with_key(key)),
+        })
     }
 
-    async fn put(&self, key: &Key, value: Bytes, options: PutOptions) -> Result<Applied> {
+    fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         let write = self.write(Write::Put { key: key.clone(), value, options });
-        write.await.map_err(|error| error.at(NAME, "put").with_key(key))
+        write.then(move |applied| applied.map_err(|error| error.at(NAME, "put").with_key(key)))
     }
 
-    async fn delete(&self, key: &Key, condition: Condition) -> Result<Applied> {
+    fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied> {
         let write = self.write(Write::Delete { key: key.clone(), condition });
-        write.await.map_err(|error| error.at(NAME, "delete").with_key(key))
+        write.then(move |applied| applied.map_err(|error| error.at(NAME, "delete").with_key(key)))
     }
 
-    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
-        let records = self.read_many(keys).await.map_err(|error| error.at(NAME, "get_many"))?;
-        Ok(records.into_iter().map(|record| record.and_then(|record| self.entry(record))).collect())
+    fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
+        let answer = if keys.len() <= MAX_INLINE_READS && self.handle.reads.are_fast() {
+            Answer::Ready(self.handle.read_many(keys))
+        } else {
+            let keys = keys.to_vec();
+            Answer::later(self.handle.blocking(move |shared| shared.read_many(&keys)))
+        };
+        answer.then(|records| {
+            let records = records.map_err(|error| error.at(NAME, "get_many"))?;
+            Ok(records.into_iter().map(|record| record.and_then(|record| self.entry(record))).collect())
+        })
     }
 
-    async fn write_many(&self, batch: Vec<Write>) -> Result<Vec<Applied>> {
-        match self
-            .handle
-            .submit(Operation::Batch(batch))
-            .await
-            .map_err(|error| error.at(NAME, "write_many"))?
-        {
-            Reply::Batch(applied) => Ok(applied),
-            other => Err(unexpected(&other)),
-        }
+    fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {
+        self.handle.submit(Operation::Batch(batch)).then(|reply| {
+            match reply.map_err(|error| error.at(NAME, "write_many"))? {
+                Reply::Batch(applied) => Ok(applied),
+                other => Err(unexpected(&other)),
+            }
+        })
     }
 
-    async fn transact(&self, key: &Key, transition: Arc<dyn Transition>) -> Result<Bytes> {
-        let transacted = self.handle.submit(Operation::Transact(key.clone(), transition)).await;
-        match transacted.map_err(|error| error.at(NAME, "transact").with_key(key))? {
-            Reply::Bytes(reply) => Ok(reply),
-            other => Err(unexpected(&other)),
-        }
+    fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes> {
+        self.handle.submit(Operation::Transact(key.clone(), transition)).then(move |reply| {
+            match reply.map_err(|error| error.at(NAME, "transact").with_key(key))? {
+                Reply::Bytes(reply) => Ok(reply),
+                other => Err(unexpected(&other)),
+            }
+        })
     }
 
     fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {

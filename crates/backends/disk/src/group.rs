@@ -307,3 +307,108 @@ impl<'a> Group<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::new(name).unwrap()
+    }
+
+    fn put(name: &str, value: &'static str, condition: Condition) -> Write {
+        Write::Put { key: key(name), value: value.into(), options: PutOptions::default().when(condition) }
+    }
+
+    fn record(value: &'static str) -> Record {
+        Record { value: value.into(), expires_at: None }
+    }
+
+    /// Carries these out on a store with `old` under `k`; returns the replies and what is written.
+    fn carry_out(operations: Vec<Operation>) -> (Vec<Result<Reply>>, Vec<(Key, Option<Record>)>, Changes) {
+        let read = |at: &Key| Ok((at.as_bytes() == b"k").then(|| record("old")));
+        let rules = Rules::default();
+        let mut group = Group::new(&read, Timestamp::default(), &rules);
+        let replies = operations.into_iter().map(|operation| group.apply(operation)).collect();
+        let changes = group.into_changes();
+        let mut written: Vec<_> =
+            changes.iter().map(|(key, record)| (key.clone(), record.cloned())).collect();
+        written.sort_by(|a, b| a.0.cmp(&b.0));
+        (replies, written, changes)
+    }
+
+    #[test]
+    fn each_operation_sees_those_before_it_and_each_key_is_written_once() {
+        let (replies, written, changes) = carry_out(vec![
+            Operation::Write(put("k", "1", Condition::Equals("old".into()))),
+            Operation::Write(put("k", "2", Condition::Equals("old".into()))),
+            Operation::Write(put("k", "3", Condition::Equals("1".into()))),
+            Operation::Write(Write::delete(key("k"))),
+            Operation::Write(put("k", "4", Condition::Absent)),
+        ]);
+        let applied: Vec<_> = replies
+            .into_iter()
+            .map(|reply| match reply.unwrap() {
+                Reply::Applied(applied) => applied.is_yes(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(applied, [true, false, true, true, true]);
+        assert_eq!(written, [(key("k"), Some(record("4")))]);
+        assert!(!changes.is_atomic(), "one key is always written as a whole");
+        let put = || Change::Put(key("k"));
+        assert_eq!(changes.into_log().collect::<Vec<_>>(), [put(), put(), Change::Deleted(key("k")), put()]);
+    }
+
+    #[test]
+    fn an_operation_that_fails_leaves_nothing_behind_and_does_not_disturb_its_neighbours() {
+        let failing = vec![
+            put("a", "lost", Condition::Always),
+            put("k", "lost", Condition::Always),
+            put("b", "lost", Condition::Present),
+        ];
+        let (replies, written, changes) = carry_out(vec![
+            Operation::Write(put("a", "kept", Condition::Always)),
+            Operation::Batch(failing),
+            Operation::Write(put("c", "kept", Condition::Absent)),
+            Operation::Write(put("a", "twice", Condition::Equals("kept".into()))),
+        ]);
+        assert_eq!(replies[1].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
+        assert!(matches!(replies[3], Ok(Reply::Applied(Applied::Yes))));
+        assert_eq!(written, [(key("a"), Some(record("twice"))), (key("c"), Some(record("kept")))]);
+        assert!(!changes.is_atomic());
+    }
+
+    #[test]
+    fn a_batch_of_several_keys_is_atomic_and_its_later_writes_see_the_earlier_ones() {
+        let batch = vec![
+            put("a", "1", Condition::Absent),
+            put("a", "2", Condition::Equals("1".into())),
+            Write::delete(key("k")),
+        ];
+        let (_, written, changes) = carry_out(vec![Operation::Batch(batch)]);
+        assert_eq!(written, [(key("a"), Some(record("2"))), (key("k"), None)]);
+        assert!(changes.is_atomic());
+    }
+
+    #[test]
+    fn a_transaction_whose_reads_changed_within_the_group_is_refused() {
+        let commit = |read: Option<Record>| {
+            Operation::Commit(
+                ReadSet::from([(key("k"), read)]),
+                WriteSet::from([(key("t"), Some(record("t")))]),
+            )
+        };
+        let overwrite = Operation::Write(put("k", "new", Condition::Always));
+        let (replies, written, _) = carry_out(vec![
+            commit(Some(record("old"))),
+            overwrite,
+            commit(Some(record("old"))),
+            commit(None),
+        ]);
+        assert!(replies[0].is_ok());
+        assert_eq!(replies[2].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(replies[3].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(written.len(), 2);
+    }
+}

@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream}
 
 use crate::{
     engine::{KeyRange, Page, Range},
-    shared::{Handle, blocking},
+    shared::{Handle, Task, blocking},
 };
 
 impl Handle {
@@ -22,8 +22,12 @@ impl Handle {
         if is_empty(&range) {
             return stream::empty().boxed();
         }
-        let begin = Position::Before(self.clone(), range);
-        stream::try_unfold(begin, move |position| blocking(move || position.next(page_len))).boxed()
+        let begin = (Position::Before(self.task(), range), self.clone());
+        let pages = stream::try_unfold(begin, move |(position, handle)| async move {
+            let next = blocking(move || position.next(page_len)).await?;
+            Ok(next.map(|(page, position)| (page, (position, handle))))
+        });
+        pages.boxed()
     }
 
     pub(crate) fn scan(&self, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
@@ -46,19 +50,19 @@ impl Handle {
 
 /// Where a scan stands.
 enum Position {
-    Before(Handle, KeyRange),
-    // The engine's snapshot first: it goes before the handle that may close the store.
-    Within(Box<Range>, Handle),
+    Before(Task, KeyRange),
+    // The engine's snapshot first: it goes before the task that may close the store.
+    Within(Box<Range>, Task),
 }
 
 impl Position {
     fn next(self, page_len: usize) -> Result<Option<(Page, Self)>> {
-        let (mut range, handle) = match self {
-            Self::Before(handle, range) => (Box::new(handle.engine.range(range)?), handle),
-            Self::Within(range, handle) => (range, handle),
+        let (mut range, task) = match self {
+            Self::Before(task, range) => (Box::new(task.engine.range(range)?), task),
+            Self::Within(range, task) => (range, task),
         };
         let page = range.page(page_len)?;
-        Ok((!page.is_empty()).then_some((page, Self::Within(range, handle))))
+        Ok((!page.is_empty()).then_some((page, Self::Within(range, task))))
     }
 }
 

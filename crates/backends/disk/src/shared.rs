@@ -3,8 +3,8 @@
 use std::{
     ops::Deref,
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) reads: Reads,
     pub(crate) hub: Hub,
     pub(crate) clock: Arc<dyn Clock>,
+    handles: AtomicUsize,
+    closing: Mutex<Option<Closing>>,
 }
 
 impl Shared {
@@ -35,13 +37,26 @@ impl Shared {
     }
 }
 
-/// A handle to an open store. The last one closes it, away from the async threads.
-#[derive(Clone)]
-pub(crate) struct Handle(Option<Arc<Shared>>);
+/// What users hold: while there is one, the store is open to them.
+pub(crate) struct Handle(Task);
 
 impl Handle {
-    pub(crate) fn new(shared: Shared) -> Self {
-        Self(Some(Arc::new(shared)))
+    pub(crate) fn new(engine: Engine, clock: Arc<dyn Clock>) -> Self {
+        let shared = Shared {
+            engine,
+            writer: Writer::default(),
+            reads: Reads::default(),
+            hub: Hub::default(),
+            clock,
+            handles: AtomicUsize::new(1),
+            closing: Mutex::default(),
+        };
+        Self(Task(Some(Arc::new(shared))))
+    }
+
+    /// For work that nobody may wait for any more.
+    pub(crate) fn task(&self) -> Task {
+        self.0.clone()
     }
 
     /// Runs this on a thread that may block.
@@ -49,26 +64,54 @@ impl Handle {
         &self,
         call: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let handle = self.clone();
-        blocking(move || call(&handle)).await
+        let task = self.task();
+        blocking(move || call(&task)).await
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        self.handles.fetch_add(1, Ordering::SeqCst);
+        Self(self.task())
     }
 }
 
 impl Deref for Handle {
     type Target = Shared;
 
-    #[expect(clippy::unreachable, reason = "only `drop` takes it out")]
     fn deref(&self) -> &Shared {
-        let Some(shared) = &self.0 else { unreachable!("a handle is not used after it was dropped") };
-        shared
+        &self.0
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let Some(shared) = self.0.take().and_then(Arc::into_inner) else { return };
-        // From here on, opening the same directory waits instead of finding it locked.
-        let closing = Closing::announce(shared.engine.path());
+        if self.handles.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // From here on, opening the same directory waits instead of finding it locked.
+            let closing = Closing::announce(self.engine.path());
+            *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(closing);
+        }
+    }
+}
+
+/// What work in the background holds. The last one closes the store, away from the async threads.
+#[derive(Clone)]
+pub(crate) struct Task(Option<Arc<Shared>>);
+
+impl Deref for Task {
+    type Target = Shared;
+
+    #[expect(clippy::unreachable, reason = "only `drop` takes it out")]
+    fn deref(&self) -> &Shared {
+        let Some(shared) = &self.0 else { unreachable!("a task is not used after it was dropped") };
+        shared
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let Some(mut shared) = self.0.take().and_then(Arc::into_inner) else { return };
+        let closing = shared.closing.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let close = Close { _shared: shared, _closing: closing };
         match runtime::Handle::try_current() {
             // A runtime that is shutting down drops the task instead of running it; that closes the store too.
@@ -81,7 +124,7 @@ impl Drop for Handle {
 /// A store about to be closed. In this order it is dropped.
 struct Close {
     _shared: Shared,
-    _closing: Closing,
+    _closing: Option<Closing>,
 }
 
 /// Runs this on a thread that may block. It runs to its end even if nobody waits for it any more.

@@ -16,14 +16,14 @@ use std::{
     },
 };
 
-use commonhold_core::{Error, ErrorKind, Key, Result, Retry};
+use commonhold_core::{Answer, Error, ErrorKind, Key, Result, Retry};
 use tokio::{runtime, sync::oneshot};
 
 use crate::{
     config::Durability,
     error::contained,
     group::{Group, Operation, Reply},
-    shared::Handle,
+    shared::{Handle, Shared, Task},
 };
 
 /// How many operations, and how many bytes of them, may wait.
@@ -79,14 +79,15 @@ impl Writer {
 }
 
 impl Handle {
-    /// Carries out one operation. If this is dropped, the operation may still be carried out, in full.
-    pub(crate) async fn submit(&self, operation: Operation) -> Result<Reply> {
-        let operation = match self.write_inline(operation) {
-            Ok(reply) => return reply,
-            Err(operation) => operation,
-        };
-        let answer = self.enqueue(operation)?;
-        answer.await.unwrap_or_else(|_| Err(unanswered()))
+    /// Carries out one operation. If the answer is dropped, the operation may still be carried out, in full.
+    pub(crate) fn submit(&self, operation: Operation) -> Answer<'static, Reply> {
+        match self.write_inline(operation) {
+            Ok(reply) => Answer::Ready(reply),
+            Err(operation) => match self.enqueue(operation) {
+                Ok(answer) => Answer::later(async { answer.await.unwrap_or_else(|_| Err(unanswered())) }),
+                Err(error) => Answer::Ready(Err(error)),
+            },
+        }
     }
 
     /// Carries it out here and now if that will not wait for the disk, as far as one can tell. Otherwise gives it
@@ -120,7 +121,7 @@ impl Handle {
         let has_leader = self.writer.has_leader.swap(true, Ordering::SeqCst);
         drop(queue);
         if !has_leader {
-            let leader = Leader(self.clone());
+            let leader = Leader(self.task());
             match runtime::Handle::try_current() {
                 Ok(runtime) => drop(runtime.spawn_blocking(move || drop(leader))),
                 // Outside of a runtime there are no async threads to protect.
@@ -129,7 +130,9 @@ impl Handle {
         }
         Ok(answer)
     }
+}
 
+impl Shared {
     fn carry_out_group(&self, waiting: Vec<Waiting>) {
         let (operations, answers): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|waiting| (waiting.operation, waiting.answer)).unzip();
@@ -169,7 +172,7 @@ impl Handle {
 
 /// Leads when it is dropped, until the queue is empty: so also when a runtime that is shutting down drops the
 /// task it is in.
-struct Leader(Handle);
+struct Leader(Task);
 
 impl Drop for Leader {
     fn drop(&mut self) {
