@@ -1,0 +1,77 @@
+//! What URLs open, and what they refuse.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+use std::time::Duration;
+
+use commonhold::{ErrorKind, open};
+
+async fn refusal(url: &str) -> String {
+    let error = open(url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}: {error}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn every_option_of_memory_is_read() {
+    let store =
+        open("memory:?ttl=1h&max_bytes=10KiB&max_value=100B&capacity=10&cleanup_interval=5s").await.unwrap();
+    store.put("key", "value").await.unwrap();
+    assert!(store.ttl("key").await.unwrap().flatten().unwrap() <= Duration::from_secs(3600));
+    assert_eq!(store.put("key", vec![0; 101]).await.unwrap_err().kind(), ErrorKind::TooLarge);
+    let full = loop {
+        if let Err(error) = store.put(format!("{}", next()), vec![0; 100]).await {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::Overloaded);
+}
+
+/// Keys that do not repeat.
+fn next() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn every_option_of_disk_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state");
+    let options = "durability=interval:20ms&ttl=1h&max_value=100B&cache=1MiB&memtable=1MiB&journal=64MiB&compression=false";
+    let store = open(&format!("disk:{}?{options}", path.display())).await.unwrap();
+    store.put("key", "value").await.unwrap();
+    assert!(store.ttl("key").await.unwrap().flatten().is_some());
+    assert_eq!(store.put("key", vec![0; 101]).await.unwrap_err().kind(), ErrorKind::TooLarge);
+    let capabilities = store.capabilities();
+    assert!(!capabilities.durable && !capabilities.compression);
+    let health = store.health_check().await.unwrap();
+    assert!(health.details.contains(&("durability".to_owned(), "interval:20ms".to_owned())), "{health:?}");
+    assert!(path.is_dir());
+}
+
+#[tokio::test]
+async fn what_a_url_says_wrong_is_named_with_what_it_takes() {
+    assert!(refusal("data").await.contains("memory:"));
+    assert!(refusal("cassandra://host").await.contains("there are: memory, disk"));
+    assert!(refusal("memory:data").await.contains("memory:?OPTION=VALUE"));
+    assert!(refusal("memory:?max_byte=1MiB").await.contains("did you mean \"max_bytes\"?"));
+    assert!(refusal("memory:?ttl=0s").await.contains("more than zero"));
+    assert!(refusal("disk:").await.contains("directory"));
+    assert!(refusal("disk:x?durability=never").await.contains("interval:10ms"));
+    assert!(refusal("disk:x?memtable=1B").await.contains("64 KiB"));
+    assert!(refusal("disk:x?compression=yes").await.contains("true or false"));
+    assert!(!std::path::Path::new("x").exists());
+}
+
+#[tokio::test]
+async fn the_list_of_stores_names_exactly_the_options_that_they_read() {
+    for (scheme, options) in commonhold::STORES {
+        let path = if *scheme == "disk" { "x" } else { "" };
+        for option in *options {
+            let error = refusal(&format!("{scheme}:{path}?{option}=%00")).await;
+            assert!(error.contains(&format!("the option {option}=")), "{scheme}: {error}");
+        }
+        let all = refusal(&format!("{scheme}:{path}?qqqq=1")).await;
+        let known = all.split("there are: ").nth(1).unwrap_or_default().split(", ").count();
+        assert_eq!(known, options.len(), "{all}");
+    }
+}
