@@ -181,12 +181,9 @@ impl<S: OptimisticStore> OptimisticTransaction<S> {
     }
 
     async fn live(&mut self, key: &Key) -> Result<Option<Record>> {
-        if let Some(written) = self.writes.get(key) {
+        if let Some(known) = self.writes.get(key).or_else(|| self.reads.get(key)) {
             let now = self.store.now();
-            return Ok(written.clone().filter(|record| record.is_live(now)));
-        }
-        if let Some(read) = self.reads.get(key) {
-            return Ok(read.clone());
+            return Ok(known.clone().filter(|record| record.is_live(now)));
         }
         self.check_size()?;
         let record = self.store.read(key).await?;

@@ -11,7 +11,7 @@ use commonhold_core::{
 use commonhold_testkit::{MAX_VALUE_BYTES, Subject, conformance};
 
 /// Of all cases, two ask for a scan of one moment, which the memory backend does not promise.
-const CASES: usize = 151;
+const CASES: usize = 152;
 
 fn memory(clock: &Arc<ManualClock>) -> MemoryBackend {
     MemoryBackend::builder().max_value_bytes(MAX_VALUE_BYTES).clock(clock.clone()).build()

@@ -121,7 +121,7 @@ where
 {
     let case =
         CASES.iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case is named {name}"));
-    in_bounded_time(name, async move || {
+    in_bounded_time(name, CASE_TIMEOUT, async move || {
         let subject = fixture().await;
         let capabilities = subject.backend.capabilities();
         match case.needs.iter().find(|need| !need.is_promised(&capabilities)) {
@@ -146,7 +146,8 @@ where
     F: Future<Output = Subject>,
 {
     assert_eq!(names, CASES.iter().map(|case| case.name).collect::<Vec<_>>(), "every case is a test");
-    let capabilities = in_bounded_time("fixture", async move || fixture().await.backend.capabilities());
+    let capabilities =
+        in_bounded_time("fixture", CASE_TIMEOUT, async move || fixture().await.backend.capabilities());
     assert!(
         capabilities.max_value_bytes <= MAX_VALUE_BYTES,
         "the fixture must limit values to {MAX_VALUE_BYTES} bytes or fewer"
@@ -163,7 +164,7 @@ where
 
 /// Runs a future on a thread of its own and a runtime of two more. The waiting is done outside of them, so
 /// that even a case that blocks them all fails by its name.
-fn in_bounded_time<T, F>(name: &str, future: impl FnOnce() -> F + Send + 'static) -> T
+fn in_bounded_time<T, F>(name: &str, limit: Duration, future: impl FnOnce() -> F + Send + 'static) -> T
 where
     T: Send + 'static,
     F: Future<Output = T>,
@@ -176,10 +177,10 @@ where
         runtime.shutdown_background();
     };
     thread::Builder::new().name(name.to_owned()).spawn(case).unwrap();
-    match result.recv_timeout(CASE_TIMEOUT) {
+    match result.recv_timeout(limit) {
         Ok(Ok(value)) => value,
         Ok(Err(panic)) => panic::resume_unwind(panic),
-        Err(_) => panic!("{name}: not done after {CASE_TIMEOUT:?}: it hangs"),
+        Err(_) => panic!("{name}: not done after {limit:?}: it hangs"),
     }
 }
 
@@ -220,4 +221,32 @@ macro_rules! __tests {
             $crate::assert_complete(&[$(stringify!($name)),*], $expected, __subject);
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "my case: not done after 10ms: it hangs")]
+    fn a_case_that_waits_for_ever_fails_by_its_name() {
+        in_bounded_time("my case", Duration::from_millis(10), std::future::pending::<()>);
+    }
+
+    #[test]
+    #[should_panic(expected = "my case: not done after 10ms: it hangs")]
+    fn a_case_that_blocks_every_thread_fails_by_its_name() {
+        in_bounded_time("my case", Duration::from_millis(10), async || {
+            for _ in 0..2 {
+                tokio::spawn(async { thread::park_timeout(CASE_TIMEOUT) });
+            }
+            thread::park_timeout(CASE_TIMEOUT);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "what the case said")]
+    fn a_case_that_panics_fails_with_what_it_said() {
+        in_bounded_time("my case", CASE_TIMEOUT, async || panic!("what the case said"));
+    }
 }

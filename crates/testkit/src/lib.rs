@@ -2,21 +2,28 @@
 //!
 //! A backend invokes [`conformance!`] once, in an integration test, and gets every case as a named `#[test]`:
 //!
-//! ```ignore
-//! use commonhold_testkit::{Subject, conformance};
+//! ```
+//! use std::sync::Arc;
 //!
-//! // `mod memory` with a test for each case; 120 of them must be checked in full.
-//! conformance!(memory, 120, || async {
+//! use commonhold_core::{ManualClock, MemoryBackend};
+//! use commonhold_testkit::{MAX_VALUE_BYTES, Subject, conformance};
+//!
+//! // `mod memory` with a test for each case; 152 of them must be checked in full.
+//! conformance!(memory, 152, || async {
 //!     let clock = Arc::new(ManualClock::default());
-//!     let backend = MemoryBackend::builder().clock(clock.clone()).max_value_bytes(1 << 20).build();
-//!     Subject::new(Arc::new(backend)).with_clock(clock)
+//!     let memory = MemoryBackend::builder().clock(clock.clone()).max_value_bytes(MAX_VALUE_BYTES).build();
+//!     Subject::new(Arc::new(memory)).with_clock(clock)
 //! });
+//! # fn main() {}
 //! ```
 //!
 //! Each case runs against a [`Subject`] of its own, on a runtime with two threads, and fails by its name when it
 //! takes longer than a minute. A case that needs a capability which the backend does not promise checks
 //! instead that the backend answers `Unsupported`. How many cases are checked in full is part of the
 //! invocation, so that a capability that is lost by mistake, or a case that is new, does not go unnoticed.
+//!
+//! One case compares random operations with a model. Its seed is another one each time; when it fails it says
+//! which it was, and `COMMONHOLD_SEED` in the environment repeats it.
 //!
 //! What a fixture must give: an empty store, and a limit on values of at most [`MAX_VALUE_BYTES`].
 

@@ -24,7 +24,7 @@ async fn subject(flaw: Flaw) -> Subject {
 }
 
 // What is broken below is broken by the flaw alone.
-conformance!(without_a_flaw, 151, || subject(Flaw::None));
+conformance!(without_a_flaw, 152, || subject(Flaw::None));
 
 macro_rules! found {
     ($($name:ident, $flaw:ident => $($case:ident),+;)*) => {
@@ -185,6 +185,8 @@ found! {
         write_skew_is_prevented, concurrent_transactions_keep_the_sum;
     transaction_forgets_own_writes, TransactionForgetsOwnWrites =>
         a_transaction_sets_keeps_and_removes_times_to_live;
+    transaction_caches_reads, TransactionCachesReads =>
+        an_entry_that_expires_during_a_transaction_is_gone_in_it_too;
     transaction_one_by_one, TransactionOneByOne => a_dropped_commit_is_written_as_a_whole_or_not_at_all;
     transaction_without_conditions, TransactionWithoutConditions =>
         a_condition_and_a_delete_read_too,
@@ -222,13 +224,13 @@ fn every_case_finds_a_flaw() {
 #[test]
 #[should_panic(expected = "every case is a test")]
 fn a_case_without_a_test_is_noticed() {
-    assert_complete(&CASES[1..], 151, || subject(Flaw::None));
+    assert_complete(&CASES[1..], 152, || subject(Flaw::None));
 }
 
 #[test]
 #[should_panic(expected = "cases checked in full")]
 fn another_number_of_cases_than_expected_is_noticed() {
-    assert_complete(CASES, 152, || subject(Flaw::None));
+    assert_complete(CASES, 153, || subject(Flaw::None));
 }
 
 #[test]

@@ -36,12 +36,12 @@ conformance!(without_anything, 57, || async { without(nothing, true) });
 
 without! {
     without_ttl: ttl, 119;
-    without_scan: scan ordered_scan, 128;
-    without_order: ordered_scan, 149;
-    without_atomic_batch: atomic_batch, 142;
+    without_scan: scan ordered_scan, 129;
+    without_order: ordered_scan, 150;
+    without_atomic_batch: atomic_batch, 143;
     without_transactions: transactions, 127;
-    without_watch: watch, 139;
-    without_publish: publish, 145;
+    without_watch: watch, 140;
+    without_publish: publish, 146;
 }
 
 #[test]

@@ -9,7 +9,7 @@ use commonhold_disk::{DiskBackend, DiskConfig, Durability};
 use commonhold_testkit::{MAX_VALUE_BYTES, Subject, conformance};
 
 /// All there are: the disk backend promises everything that the kit asks for.
-const CASES: usize = 153;
+const CASES: usize = 154;
 
 async fn disk(durability: Durability) -> Subject {
     let directory = tempfile::tempdir().unwrap();

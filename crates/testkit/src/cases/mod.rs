@@ -136,6 +136,7 @@ macro_rules! __for_each_case {
             transactions::an_invalid_write_in_a_transaction_is_refused_and_the_rest_commits [Transactions],
             transactions::a_transaction_sets_keeps_and_removes_times_to_live [Transactions, Ttl],
             transactions::a_transaction_does_not_see_expired_entries [Transactions, Ttl],
+            transactions::an_entry_that_expires_during_a_transaction_is_gone_in_it_too [Transactions, Ttl],
             transactions::a_transaction_over_a_thousand_keys_commits_as_a_whole [Transactions],
             service::a_store_says_its_name_and_stands_by_its_promises [],
             service::a_store_that_answers_is_healthy_and_gives_figures [],

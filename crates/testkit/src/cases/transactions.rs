@@ -286,6 +286,19 @@ pub(crate) async fn a_transaction_does_not_see_expired_entries(subject: Subject)
     assert_eq!(subject.value(&k).await.unwrap(), "new");
 }
 
+pub(crate) async fn an_entry_that_expires_during_a_transaction_is_gone_in_it_too(subject: Subject) {
+    let (k, ttl) = (key("k"), subject.short_ttl());
+    subject.put_for(&k, "old", ttl).await;
+    let mut transaction = begin(&subject).await;
+    assert_eq!(value(&mut transaction, &k).await.unwrap(), "old");
+    assert!(transaction.put(&key("own"), "new".into(), for_(ttl)).await.unwrap().is_yes());
+    subject.put_for(&key("later"), "x", ttl).await;
+    subject.until_expired(&key("later"), ttl).await;
+    assert_eq!(value(&mut transaction, &k).await, None);
+    assert_eq!(value(&mut transaction, &key("own")).await, None);
+    transaction.rollback().await.unwrap();
+}
+
 pub(crate) async fn a_transaction_over_a_thousand_keys_commits_as_a_whole(subject: Subject) {
     let keys: Vec<Key> = (0..1_000).map(|i| key(format!("k{i}"))).collect();
     for round in ["1", "2"] {

@@ -80,6 +80,7 @@ pub(crate) enum Flaw {
     TransactionAlwaysConflicts,
     TransactionChecksOnlyWrites,
     TransactionForgetsOwnWrites,
+    TransactionCachesReads,
     TransactionOneByOne,
     TransactionWithoutConditions,
     // Service.

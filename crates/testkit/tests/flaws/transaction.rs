@@ -19,11 +19,12 @@ pub(crate) struct BrokenTransaction {
     inner: Box<dyn Transaction>,
     writes: Vec<Write>,
     read: BTreeMap<Key, Option<Bytes>>,
+    cached: BTreeMap<Key, Option<Entry>>,
 }
 
 impl BrokenTransaction {
     pub(crate) fn new(flaw: Flaw, store: Arc<dyn StateBackend>, inner: Box<dyn Transaction>) -> Self {
-        Self { flaw, store, inner, writes: Vec::new(), read: BTreeMap::new() }
+        Self { flaw, store, inner, writes: Vec::new(), read: BTreeMap::new(), cached: BTreeMap::new() }
     }
 
     async fn note(&mut self, key: &Key) -> Result<()> {
@@ -40,6 +41,13 @@ impl Transaction for BrokenTransaction {
     async fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
         match self.flaw {
             Flaw::TransactionForgetsOwnWrites => self.store.get(key).await,
+            Flaw::TransactionCachesReads => {
+                if !self.cached.contains_key(key) {
+                    let entry = self.inner.get(key).await?;
+                    self.cached.insert(key.clone(), entry);
+                }
+                Ok(self.cached.get(key).cloned().flatten())
+            }
             Flaw::TransactionChecksOnlyWrites => {
                 self.note(key).await?;
                 self.inner.get(key).await
