@@ -4,6 +4,7 @@ mod disk;
 mod harness;
 mod keys;
 mod memory;
+mod window;
 
 use clap::{Parser, ValueEnum};
 
@@ -15,23 +16,35 @@ struct Arguments {
     /// How many pairs of segments each ratio stands on.
     #[arg(long, default_value_t = 21)]
     pairs: usize,
+    /// How many events a window job folds.
+    #[arg(long, default_value_t = 10_000_000)]
+    events: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     Memory,
     Disk,
+    Window,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let [window::CHILD, csv, store, keys] = words.as_slice() {
+        return Ok(window::child(&runtime, csv, store, keys)?);
+    }
+    let arguments = Arguments::parse();
     let wanted = |what| arguments.what.is_empty() || arguments.what.contains(&what);
     if wanted(What::Memory) {
         memory::run(&runtime, arguments.pairs);
     }
     if wanted(What::Disk) {
         disk::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Window) {
+        window::run(arguments.events)?;
     }
     Ok(())
 }
