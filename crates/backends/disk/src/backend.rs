@@ -19,6 +19,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream}
 
 use crate::{
     config::{DiskConfig, Durability},
+    directory::wait_until_closed,
     engine::{Engine, VERSION},
     group::{Operation, Reply},
     shared::{Handle, blocking},
@@ -66,6 +67,20 @@ impl DiskBackend {
             Ok(Self { handle: Handle::new(engine, clock) })
         });
         opened.await.map_err(|error| error.at(NAME, "open"))
+    }
+
+    /// Closes the store, if this was the last that held it open, and waits until another process can open it.
+    ///
+    /// Dropping it closes it as well, but in the background.
+    pub async fn close(self) {
+        let path = self.handle.engine.path().to_owned();
+        drop(self);
+        // That cannot fail, unless the runtime is shutting down, and then nobody is left to wait.
+        let waited = blocking(move || {
+            wait_until_closed(&path);
+            Ok(())
+        });
+        let _ = waited.await;
     }
 
     /// The record under a key, live or not.

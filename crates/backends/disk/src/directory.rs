@@ -142,26 +142,23 @@ fn held(path: &Path, owner: &File) -> Error {
     Error::new(ErrorKind::Unavailable, message).with_retry(Retry::Safe)
 }
 
-/// Takes away what is left of a creation that was interrupted before the engine could hold anything.
+/// Takes away what is left of a creation that was interrupted, which never held an entry.
 fn remove_unfinished_creation(path: &Path) -> Result<()> {
-    if path.join("version").exists() {
-        return Ok(());
+    let failed = |error: io::Error| io_error(path, &error);
+    let journals = journal::list(path).map_err(failed)?;
+    let (version, keyspaces) = (path.join("version"), path.join("keyspaces"));
+    let has_tables = fs::read_dir(keyspaces.join("1/tables")).is_ok_and(|mut tables| tables.next().is_some());
+    if has_tables || !journals.iter().all(|journal| journal::is_blank(journal).is_ok_and(|blank| blank)) {
+        // It does hold entries; only the last step is missing, or our file was removed.
+        return if version.exists() { Ok(()) } else { Err(missing(&version)) };
     }
-    for journal in journal::list(path).map_err(|error| io_error(path, &error))? {
-        let len = journal.metadata().map_err(|error| io_error(&journal, &error))?.len();
-        let mut first = [0];
-        let read = File::open(&journal).and_then(|mut file| file.read(&mut first));
-        if len > 0 && (read.is_err() || first != [0]) {
-            return Err(missing(&path.join("version")));
-        }
-        fs::remove_file(&journal).map_err(|error| io_error(&journal, &error))?;
-    }
-    let keyspaces = path.join("keyspaces");
-    match fs::remove_dir(&keyspaces) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Err(missing(&path.join("version"))),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&keyspaces, &error)),
-        _ => Ok(()),
-    }
+    let removed =
+        journals.iter().chain([&version]).try_for_each(|file| ignore_missing(fs::remove_file(file)));
+    removed.and_then(|()| ignore_missing(fs::remove_dir_all(keyspaces))).map_err(failed)
+}
+
+fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// The engine takes a missing file for a store that is new, and removes what it then does not know.
@@ -226,7 +223,8 @@ fn closing() -> MutexGuard<'static, Vec<PathBuf>> {
     CLOSING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn wait_until_closed(path: &Path) {
+/// Waits for this process to have closed the store in this directory, if it is about to.
+pub(crate) fn wait_until_closed(path: &Path) {
     let closing = closing();
     let waited = CLOSED.wait_while(closing, |closing| closing.iter().any(|other| other == path));
     drop(waited.unwrap_or_else(PoisonError::into_inner));

@@ -144,13 +144,22 @@ impl Engine {
         });
         let bytes = i64::try_from(bytes.sum::<usize>()).unwrap_or(i64::MAX);
         self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let committed = contained(self.path(), || {
+        let written = contained(self.path(), || {
             let _hidden = changes.is_atomic().then(|| self.view.hide(self.db.snapshot()));
-            self.write(changes).map_err(|error| self.failed(error))
+            Ok(self.write(changes))
         });
-        committed.inspect_err(|error| self.journal_sync.fail(error)).map_err(ambiguous)?;
-        self.journal_sync.written();
-        Ok(())
+        let error = match written {
+            Ok(Ok(())) => {
+                self.journal_sync.written();
+                return Ok(());
+            }
+            // It failed before and has not begun to write.
+            Ok(Err(error @ fjall::Error::Poisoned)) => self.failed(error),
+            Ok(Err(error)) => ambiguous(self.failed(error)),
+            Err(panic) => ambiguous(panic),
+        };
+        self.journal_sync.fail(&error);
+        Err(error)
     }
 
     fn write(&self, changes: &Changes) -> fjall::Result<()> {

@@ -18,8 +18,8 @@ pub(crate) fn engine_error(path: &Path, error: fjall::Error) -> Error {
         E::Poisoned => (
             ErrorKind::Unavailable,
             format!(
-                "{at}: an earlier write failed, so no more are taken; see to the disk and open the store again \
-                 (everything acknowledged is still there)"
+                "{at}: an earlier write failed, maybe one in the background, so no more are taken; make sure that the disk \
+                 is sound and has room, then open the store again: everything acknowledged is there"
             ),
         ),
         E::Locked => (ErrorKind::Unavailable, format!("{at}: another process has this store open")),

@@ -31,6 +31,12 @@ pub(crate) fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(journals)
 }
 
+/// Whether nothing was ever written to this journal.
+pub(crate) fn is_blank(path: &Path) -> io::Result<bool> {
+    let mut first = [0];
+    File::open(path)?.read(&mut first).map(|_| first == [0])
+}
+
 /// Makes durable what the operating system holds of the journals.
 ///
 /// Through descriptors of its own: the engine would lock out every writer meanwhile.
@@ -151,18 +157,24 @@ enum Rest {
 }
 
 fn rest(reader: &mut impl BufRead) -> io::Result<Rest> {
-    let mut rest = Rest::Blank;
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     // The last 14 bytes: the end of a batch (3, checksum, trailer), and what comes after it.
     let mut window = [0; 14];
+    let mut rest = Rest::Blank;
     loop {
         let part = reader.fill_buf()?;
-        let len = part.len();
+        let len = part.len().min(ZEROS.len());
         if len == 0 {
             window.rotate_left(1);
             let ends = matches!(window, [3, .., b'F', b'J', b'L', 3, _]);
             return Ok(if ends { Rest::Batches } else { rest });
         }
-        for &byte in part {
+        // Tens of megabytes of reserved space are passed over at once.
+        if window == [0; 14] && part.get(..len) == ZEROS.get(..len) {
+            reader.consume(len);
+            continue;
+        }
+        for &byte in part.iter().take(len) {
             window.rotate_left(1);
             if let Some(last) = window.last_mut() {
                 *last = byte;

@@ -37,11 +37,9 @@ async fn store() -> TempDir {
     for at in TABLE_KEYS..KEYS {
         store.write_many(vec![Write::put(key(at), value(at))]).await.unwrap();
     }
-    drop(store);
+    store.close().await;
     // Opened again, the journal is cut to what is in it.
-    drop(DiskBackend::open(config(directory.path())).await.unwrap());
-    // Waits until that is closed.
-    drop(DiskBackend::open(config(directory.path())).await.unwrap());
+    DiskBackend::open(config(directory.path())).await.unwrap().close().await;
     directory
 }
 
@@ -63,7 +61,7 @@ fn copy(from: &Path, to: &Path) {
         if entry.path().is_dir() {
             copy(&entry.path(), &to)
         } else {
-            drop(fs::copy(entry.path(), to).unwrap())
+            fs::copy(entry.path(), to).unwrap();
         }
     }
 }

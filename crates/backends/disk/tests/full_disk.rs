@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use commonhold_core::{ErrorKind, Key, Prefix, PutOptions, StateBackend};
+use commonhold_core::{Error, ErrorKind, Key, Prefix, PutOptions, Retry, StateBackend};
 use commonhold_disk::{DiskBackend, DiskConfig, Durability};
 
 const CHILD: &str = "COMMONHOLD_TEST_SMALL_DISK";
@@ -36,56 +36,75 @@ fn key(at: usize) -> Key {
     Key::new(format!("{at}")).unwrap()
 }
 
-async fn open(path: &Path, durability: Durability) -> commonhold_core::Result<DiskBackend> {
-    DiskBackend::open(DiskConfig::new(path).durability(durability)).await
+fn value(at: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(at as u64);
+    let len = random.usize(..10_000);
+    std::iter::repeat_with(|| random.u8(..)).take(len).collect()
 }
 
-/// Writes until that fails; says how many keys were acknowledged.
-async fn fill(store: &DiskBackend, path: &Path) -> usize {
+fn config(path: &Path, durability: Durability) -> DiskConfig {
+    DiskConfig::new(path).durability(durability)
+}
+
+/// Writes until that fails; says how many keys were acknowledged, and the error.
+async fn fill(store: &DiskBackend) -> (usize, Error) {
     for at in 0.. {
-        let value = fastrand::Rng::with_seed(at as u64).u128(..).to_string().repeat(at % 500);
-        let Err(error) = store.put(&key(at), value.into(), PutOptions::default()).await else { continue };
-        assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}");
-        assert!(error.message().contains(path.to_str().unwrap()), "{error}");
-        assert!(error.message().contains("make room"), "{error}");
-        return at;
+        match store.put(&key(at), value(at).into(), PutOptions::default()).await {
+            Ok(applied) => assert!(applied.is_yes()),
+            Err(error) => return (at, error),
+        }
     }
     unreachable!()
+}
+
+/// Fills the disk, makes room, and looks whether everything is there; returns the error of the first write
+/// that failed.
+async fn fill_and_recover(disk: &Path, config: DiskConfig) -> Error {
+    let ballast = disk.join("ballast");
+    fs::write(&ballast, vec![1; 1 << 20]).unwrap();
+    let store = DiskBackend::open(config.clone()).await.unwrap();
+    let (written, failure) = fill(&store).await;
+    assert!(written > 100);
+    assert!(failure.message().contains(disk.to_str().unwrap()), "{failure}");
+    // From now on it refuses, and still reads.
+    let error = store.put(&key(0), "x".into(), PutOptions::default()).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Never));
+    assert!(error.message().contains("open the store again"), "{error}");
+    assert!(store.health().await.is_err());
+    assert_eq!(store.get(&key(written - 1)).await.unwrap().unwrap().value, value(written - 1));
+    drop(store);
+    fs::remove_file(&ballast).unwrap();
+    let store = DiskBackend::open(config.clone()).await.unwrap();
+    for at in 0..written {
+        assert_eq!(store.get(&key(at)).await.unwrap().unwrap().value, value(at));
+    }
+    // The write that failed may have happened.
+    assert!(store.count(&Prefix::ALL).await.unwrap() as usize <= written + 1);
+    assert!(store.put(&key(0), "new".into(), PutOptions::default()).await.unwrap().is_yes());
+    store.close().await;
+    failure
 }
 
 #[tokio::test]
 async fn after_a_full_disk_everything_acknowledged_is_there_and_writing_goes_on_once_there_is_room() {
     let name = "after_a_full_disk_everything_acknowledged_is_there_and_writing_goes_on_once_there_is_room";
     let Some(disk) = on_a_small_disk(name) else { return };
-    for (round, durability) in [Durability::Sync, Durability::Buffered].into_iter().enumerate() {
-        let path = disk.join(format!("store{round}"));
-        let ballast = disk.join("ballast");
-        fs::write(&ballast, vec![1; 1 << 20]).unwrap();
-        let store = open(&path, durability).await.unwrap();
-        let written = fill(&store, &path).await;
-        assert!(written > 100);
-        // From now on it refuses, and still reads.
-        let error = store.put(&key(0), "x".into(), PutOptions::default()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(error.message().contains("open the store again"), "{error}");
-        assert!(store.health().await.is_err());
-        assert!(store.get(&key(written - 1)).await.unwrap().is_some());
-        drop(store);
-        fs::remove_file(&ballast).unwrap();
-        let store = open(&path, durability).await.unwrap();
-        for at in 0..written {
-            let value = fastrand::Rng::with_seed(at as u64).u128(..).to_string().repeat(at % 500);
-            assert_eq!(store.get(&key(at)).await.unwrap().unwrap().value, value);
-        }
-        // The write that failed may have happened.
-        assert!(store.count(&Prefix::ALL).await.unwrap() as usize <= written + 1);
-        assert!(store.put(&key(0), "new".into(), PutOptions::default()).await.unwrap().is_yes());
-        drop(store);
-        // Waits for it to be closed.
-        drop(open(&path, durability).await);
-        drop(open(&path, durability).await);
+    for durability in [Durability::Sync, Durability::Buffered] {
+        let path = disk.join("store");
+        let error = fill_and_recover(&disk, config(&path, durability)).await;
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Overloaded, Retry::Ambiguous), "{error}");
+        assert!(error.message().contains("make room"), "{error}");
         fs::remove_dir_all(&path).unwrap();
     }
+}
+
+#[tokio::test]
+async fn nothing_is_lost_if_the_disk_is_full_while_tables_are_written() {
+    let name = "nothing_is_lost_if_the_disk_is_full_while_tables_are_written";
+    let Some(disk) = on_a_small_disk(name) else { return };
+    let config = config(&disk.join("store"), Durability::Sync).memtable_bytes(DiskConfig::MIN_MEMTABLE_BYTES);
+    let error = fill_and_recover(&disk, config).await;
+    assert!([ErrorKind::Overloaded, ErrorKind::Unavailable].contains(&error.kind()), "{error}");
 }
 
 #[tokio::test]
@@ -100,7 +119,7 @@ async fn a_store_cannot_be_created_on_a_full_disk_and_can_once_there_is_room() {
         while fs::write(&ballast, &fill).is_err() {
             fill.truncate(fill.len() - 4096);
         }
-        match open(&path, Durability::Sync).await {
+        match DiskBackend::open(config(&path, Durability::Sync)).await {
             Ok(store) => drop(store),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}");
@@ -109,6 +128,6 @@ async fn a_store_cannot_be_created_on_a_full_disk_and_can_once_there_is_room() {
         }
         fs::remove_file(&ballast).unwrap();
     }
-    let store = open(&path, Durability::Sync).await.unwrap();
+    let store = DiskBackend::open(config(&path, Durability::Sync)).await.unwrap();
     assert!(store.put(&key(0), "v".into(), PutOptions::default()).await.unwrap().is_yes());
 }

@@ -24,6 +24,7 @@ fn key() -> Key {
 async fn put_and_close(path: &Path) {
     let store = open(path).await.unwrap();
     assert!(store.put(&key(), "v".into(), PutOptions::default()).await.unwrap().is_yes());
+    store.close().await;
 }
 
 async fn assert_refused(path: &Path, kind: ErrorKind, says: &str) {
@@ -95,7 +96,7 @@ fn child(path: &Path, below: &[&str]) -> (std::process::Child, String) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
     let answer = lines.into_iter().find(|line| line == "opened" || line.starts_with("refused: ")).unwrap();
     (child, answer)
 }
