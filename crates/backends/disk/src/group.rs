@@ -324,8 +324,10 @@ mod tests {
         Record { value: value.into(), expires_at: None }
     }
 
+    type WrittenInOrder = Vec<(Key, Option<Record>)>;
+
     /// Carries these out on a store with `old` under `k`; returns the replies and what is written.
-    fn carry_out(operations: Vec<Operation>) -> (Vec<Result<Reply>>, Vec<(Key, Option<Record>)>, Changes) {
+    fn carry_out(operations: Vec<Operation>) -> (Vec<Result<Reply>>, WrittenInOrder, Changes) {
         let read = |at: &Key| Ok((at.as_bytes() == b"k").then(|| record("old")));
         let rules = Rules::default();
         let mut group = Group::new(&read, Timestamp::default(), &rules);

@@ -61,10 +61,10 @@ async fn compaction_removes_what_has_expired_and_brings_no_older_version_back() 
     let store = open(directory.path(), &clock).await;
     put(&store, "k", "old, for ever", PutOptions::default()).await;
     store.maintain(Maintenance::Compact).await.unwrap();
-    put(&store, "k", "new, for a while", for_secs(10)).await;
     // A snapshot that still needs the old version, so that both are in the tables.
     let mut scan = store.scan(Scan::prefix(Prefix::ALL));
-    assert_eq!(scan.try_next().await.unwrap().unwrap().1.value, "new, for a while");
+    assert_eq!(scan.try_next().await.unwrap().unwrap().1.value, "old, for ever");
+    put(&store, "k", "new, for a while", for_secs(10)).await;
     store.maintain(Maintenance::Compact).await.unwrap();
     clock.advance(Duration::from_secs(10));
     for _ in 0..3 {

@@ -63,8 +63,7 @@ impl Transition for WhichThread {
 async fn writing_thread(store: &DiskBackend) -> ThreadId {
     let transition = Arc::new(WhichThread::default());
     store.transact(&key("k"), transition.clone()).await.unwrap();
-    let thread = transition.0.lock().unwrap().unwrap();
-    thread
+    transition.0.lock().unwrap().unwrap()
 }
 
 #[tokio::test]
