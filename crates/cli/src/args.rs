@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     commands::{
         bench, clear, completions, copy, count, delete, doctor, get, increment, list, put, take, ttl, watch,
+        window,
     },
     output::{Color, Format},
 };
@@ -25,6 +26,7 @@ Examples:
   commonhold get user:1
   commonhold --store disk:/var/lib/app list user: --long
   commonhold doctor
+  commonhold window trace.csv --time TIMESTAMP --size 1m --sum ContextTokens
 
 Configuration, the first that says something wins: flags, environment (COMMONHOLD_STORE, COMMONHOLD_NAMESPACE,
 COMMONHOLD_OUTPUT, COMMONHOLD_CONFIG), commonhold.toml. For every key of the file there is a variable, as in
@@ -89,5 +91,6 @@ pub(crate) enum Command {
     Copy(copy::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
+    Window(Box<window::Args>),
     Completions(completions::Args),
 }

@@ -129,8 +129,9 @@ fn parse(name: &str, text: &str) -> Result<File> {
 }
 
 fn parse_format(place: impl fmt::Display, text: &str) -> Result<Format> {
-    Format::from_str(text, true)
-        .map_err(|_| Failure::usage(format!("{place}: the output is \"table\" or \"json\", not {text:?}")))
+    Format::from_str(text, true).map_err(|_| {
+        Failure::usage(format!("{place}: the output is \"table\", \"json\" or \"csv\", not {text:?}"))
+    })
 }
 
 /// The text of a file, for errors that name a line.

@@ -85,6 +85,11 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        // Results that nobody reads any more.
+        let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+        if source.is_some_and(|source| source.kind() == io::ErrorKind::BrokenPipe) {
+            return Self::new(Exit::Quiet, "");
+        }
         let (exit, help) = match error.kind() {
             ErrorKind::Conflict => (Exit::No, ""),
             ErrorKind::InvalidConfig => {

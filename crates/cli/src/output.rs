@@ -23,6 +23,8 @@ pub(crate) enum Format {
     Table,
     /// One JSON object a line.
     Json,
+    /// Comma-separated values with a header; windows only.
+    Csv,
 }
 
 /// When to use colours.
@@ -78,6 +80,11 @@ impl Output {
         self.raw(b"\n")
     }
 
+    /// For what writes by itself.
+    pub(crate) fn writer(&mut self) -> &mut impl Write {
+        &mut self.stdout
+    }
+
     /// Prints bytes as they are.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.stdout.write_all(bytes)?)
@@ -90,7 +97,7 @@ impl Output {
 
     /// The text in this style, where colours are shown.
     pub(crate) fn paint(&self, style: Style, text: &str) -> String {
-        if self.color { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        if self.color && !text.is_empty() { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 }
 
@@ -167,6 +174,22 @@ pub(crate) fn thousands(number: impl ToString) -> String {
     grouped + fraction
 }
 
+/// How many there are of something: `1 event`, `1,234 events`.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", thousands(number), if number == 1 { "" } else { "s" })
+}
+
+/// A number that is known to about one part in a hundred, to three digits: `0.123`, `13.1`, `1,250`.
+pub(crate) fn approximate(number: f64) -> String {
+    let decimals = match number.abs() {
+        ..0.9995 => 3,
+        ..9.995 => 2,
+        ..99.95 => 1,
+        _ => 0,
+    };
+    thousands(format!("{number:.decimals$}"))
+}
+
 /// A bar of at most `width` characters for the share `part / whole`; never empty for a part above zero.
 pub(crate) fn bar(part: f64, whole: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
@@ -211,6 +234,15 @@ mod tests {
             ("NaN", "NaN"),
         ] {
             assert_eq!(thousands(number), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_known_approximately_has_three_digits() {
+        for (number, expected) in
+            [(0.12345, "0.123"), (1.5, "1.50"), (13.07, "13.1"), (-252.18, "-252"), (12_500.4, "12,500")]
+        {
+            assert_eq!(approximate(number), expected);
         }
     }
 

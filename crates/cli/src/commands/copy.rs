@@ -69,7 +69,7 @@ async fn copy(context: &mut Context, args: &Args) -> Result<()> {
 async fn transfer(copy: &Copy<'_>) -> Result<(Progress, Progress)> {
     let start = copy.progress().await?;
     if start.after.is_some() {
-        note(format!("going on behind {} entries that are copied already", thousands(start.entries)));
+        note(format!("going on behind {} copied before", entries(start.entries)));
     }
     let bar = bar("copying", copy.from.count(&copy.prefix).await?);
     bar.set_position(start.entries);
@@ -88,7 +88,7 @@ async fn compare(copy: &Copy<'_>, entries: u64) -> Result<Compared> {
 
 /// On a terminal; elsewhere it shows nothing.
 fn bar(what: &'static str, entries: u64) -> ProgressBar {
-    let template = "{msg:>9} {bar:30.cyan/dim} {human_pos} of {human_len}, {per_sec:.0}, {eta} left";
+    let template = "{msg:>9} {wide_bar:.cyan/dim} {human_pos} of {human_len}, {per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(entries).with_style(style.progress_chars("━╸─")).with_message(what)
 }
@@ -141,24 +141,28 @@ fn report(
     }
     let rate = report.copied as f64 / elapsed.as_secs_f64();
     let mut lines = vec![format!(
-        "copied {} entries in {}, {} a second",
-        thousands(report.copied),
+        "copied {} in {}, {} a second",
+        entries(report.copied),
         output::duration(elapsed),
         thousands(rate.round())
     )];
     lines.push(format!(
-        "verified {} entries, the same on both sides, checksum {}",
-        thousands(report.verified),
+        "verified {}, the same on both sides, checksum {}",
+        entries(report.verified),
         report.checksum
     ));
     if compared.gone > 0 {
-        lines.push(format!("{} entries expired meanwhile", thousands(compared.gone)));
+        lines.push(format!("{} expired meanwhile", entries(compared.gone)));
     }
     if let Some(further @ 1..) = compared.further {
-        lines.push(format!("the target has {} further entries, left as they are", thousands(further)));
+        lines.push(format!("the target has {} beside these, left as they are", entries(further)));
     }
     lines.iter().try_for_each(|line| context.out.line(line))?;
     context.out.flush()
+}
+
+fn entries(number: u64) -> String {
+    if number == 1 { "1 entry".to_owned() } else { format!("{} entries", thousands(number)) }
 }
 
 fn verdict(compared: &Compared) -> Result<()> {

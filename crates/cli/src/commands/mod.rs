@@ -14,6 +14,7 @@ pub(crate) mod put;
 pub(crate) mod take;
 pub(crate) mod ttl;
 pub(crate) mod watch;
+pub(crate) mod window;
 
 use std::{ffi::OsStr, future::Future, process, time::Duration};
 
@@ -25,7 +26,7 @@ use crate::{
     bytes,
     config::Settings,
     failure::{Exit, Failure, Result},
-    output::Output,
+    output::{Format, Output},
 };
 
 /// Runs the command.
@@ -34,6 +35,11 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         return completions::run(args);
     }
     let settings = Settings::load(&cli.global)?;
+    if settings.output == Format::Csv && !matches!(cli.command, Command::Window(_)) {
+        return Err(
+            Failure::usage("only `window` has csv as output").help("--output takes table or json here")
+        );
+    }
     let out = Output::new(settings.output, cli.global.color);
     let mut context = Context { settings, out, escaped: cli.global.escaped };
     let context = &mut context;
@@ -51,6 +57,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Copy(args) => copy::run(context, &args).await,
         Command::Doctor(_) => doctor::run(context).await,
         Command::Bench(args) => bench::run(context, args).await,
+        Command::Window(args) => window::run(context, *args).await,
         Command::Completions(args) => completions::run(&args),
     }?;
     context.out.flush()

@@ -3,23 +3,21 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    process::Stdio,
 };
 
-use crate::sandbox::{Sandbox, wait_for_bytes};
+use crate::sandbox::Sandbox;
 
 #[tokio::test]
 async fn a_reader_that_goes_away_ends_a_command_quietly() {
     let sandbox = Sandbox::new();
     let keys = (0..20_000).map(|i| (format!("{i:0100}"), ""));
     sandbox.with_store("data", async |store| store.batch_put(keys).await.unwrap()).await;
-    let mut command = sandbox.command(["--store", "disk:data", "list"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut list = sandbox.start(["--store", "disk:data", "list"]);
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(list.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line.len(), 101);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]));
+    let outcome = list.end();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
 }
 
 #[test]
@@ -38,11 +36,10 @@ fn a_second_process_is_told_who_has_the_store_open() {
 #[test]
 fn a_value_may_be_piped_from_the_store_it_goes_to() {
     let sandbox = Sandbox::new();
-    let mut holder = sandbox.command(["put", "k", "-"]);
-    let mut put = holder.stdin(Stdio::piped()).spawn().unwrap();
+    let mut put = sandbox.start(["put", "k", "-"]);
     sandbox.ok(&["put", "other", "v"]);
-    drop(put.stdin.take());
-    assert!(put.wait().unwrap().success());
+    drop(put.child().stdin.take());
+    assert_eq!(put.end().code, Some(0));
     assert_eq!(sandbox.ok(&["list"]), "k\nother\n");
 }
 
@@ -55,7 +52,7 @@ fn ctrl_c_ends_a_watch_and_a_bench_which_cleans_up() {
     assert_eq!(watch.end().code, Some(130));
 
     let mut bench = sandbox.start(["bench", "--store", "disk:bench", "--ops", "put", "--duration", "1h"]);
-    wait_for_bytes(&sandbox.path("bench"), 1024 * 1024);
+    bench.wait_for_growth(&sandbox.path("bench"), 1024 * 1024);
     bench.interrupt();
     let outcome = bench.end();
     assert_eq!(outcome.code, Some(130), "{outcome:?}");

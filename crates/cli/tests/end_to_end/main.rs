@@ -8,3 +8,4 @@ mod interruption;
 mod sandbox;
 mod store;
 mod usage;
+mod window;

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{self, Child, Stdio},
     thread,
@@ -85,9 +86,10 @@ impl Sandbox {
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Starts a command whose standard input stays open until it is taken from the child.
     pub(crate) fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Running {
         let mut command = self.command(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running(Some(command.spawn().unwrap()))
     }
 
@@ -121,6 +123,15 @@ impl Running {
             assert_ne!(notes.read_line(&mut line).unwrap(), 0, "it ended without {part:?}");
         }
         self.child().stderr = Some(notes.into_inner());
+    }
+
+    /// Waits until a directory has grown by this many bytes, or the command has ended.
+    pub(crate) fn wait_for_growth(&mut self, directory: &Path, bytes: u64) {
+        let (began, size_before) = (Instant::now(), size(directory));
+        while size(directory) < size_before + bytes && self.child().try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < DEADLINE, "{} does not grow", directory.display());
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn interrupt(&mut self) {
@@ -157,26 +168,13 @@ impl Drop for Running {
     }
 }
 
-/// Waits until the files in a directory hold at least this many bytes.
-pub(crate) fn wait_for_bytes(directory: &Path, bytes: u64) {
-    fn size(path: &Path) -> u64 {
-        let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-        entries
-            .flatten()
-            .map(|entry| match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() => size(&entry.path()),
-                Ok(metadata) => allocated(&metadata),
-                Err(_) => 0,
-            })
-            .sum()
-    }
-    let began = Instant::now();
-    while size(directory) < bytes {
-        assert!(began.elapsed() < DEADLINE, "{} does not grow", directory.display());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn allocated(metadata: &std::fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::blocks(metadata) * 512
+/// How many bytes the files in a directory take.
+fn size(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let size_of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(size_of).sum()
 }

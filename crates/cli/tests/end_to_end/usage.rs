@@ -16,6 +16,7 @@ const COMMANDS: &[&str] = &[
     "copy",
     "doctor",
     "bench",
+    "window",
     "completions",
 ];
 
