@@ -361,8 +361,8 @@ impl<'a> Run<'a> {
         }
         self.rows_since_commit += batch.chunk.len() + batch.skipped;
         let record = &mut self.record;
-        record.events += batch.chunk.len() as u64;
-        record.skipped += batch.skipped as u64;
+        record.events = record.events.saturating_add(batch.chunk.len() as u64);
+        record.skipped = record.skipped.saturating_add(batch.skipped as u64);
         let Counts { late, windows } = self.folder.counts();
         (record.late, record.windows) = (late, windows);
         record.position = Some(batch.position.clone());

@@ -198,17 +198,4 @@ proptest! {
             assert_same(&store, &expected).await;
         });
     }
-
-    #[test]
-    fn lists_of_open_sessions_go_when_the_sessions_close(rows in rows(), gap in 1i64..30) {
-        block_on(async {
-            let store = store();
-            let end = Row { at: 100_000, key: "end".to_owned(), value: 0 };
-            let rows: Vec<Row> = rows.into_iter().chain([end]).collect();
-            let spec = spec_of(Kind::Session { gap }, 0);
-            let options = RunOptions { commit_every: 10, ..RunOptions::default() };
-            run(&store, &job(), &spec, csv(&csv_of(&rows)), options).await.unwrap();
-            assert_eq!(store.count("window/data/test/00000000/o").await.unwrap(), 1);
-        });
-    }
 }

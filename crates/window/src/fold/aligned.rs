@@ -6,7 +6,7 @@ use commonhold_core::{Key, Result, Store, Timestamp, Write};
 use foldhash::fast::RandomState;
 use hashbrown::{Equivalent, HashMap};
 
-use super::{Context, Counts, ENTRY_BYTES};
+use super::{Context, Counts, ENTRY_BYTES, Sweep};
 use crate::{
     aggregate::{Aggregate, Plan},
     assign::{Interval, Windows},
@@ -20,7 +20,9 @@ pub(super) struct Aligned {
     windows: Windows,
     cells: HashMap<CellKey, Cell, RandomState>,
     bytes: usize,
-    dirty: usize,
+    /// Those that have to be written.
+    dirty: Vec<CellKey>,
+    sweep: Sweep,
 }
 
 struct Cell {
@@ -29,11 +31,9 @@ struct Cell {
     aggregate: Aggregate,
     bytes: usize,
     dirty: bool,
-    /// Whether it was touched since the last commit.
-    used: bool,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Clone)]
 struct CellKey {
     start: Timestamp,
     key: Box<[u8]>,
@@ -66,7 +66,7 @@ impl Equivalent<CellKey> for CellRef<'_> {
 
 impl Aligned {
     pub(super) fn new(windows: Windows) -> Self {
-        Self { windows, cells: HashMap::default(), bytes: 0, dirty: 0 }
+        Self { windows, cells: HashMap::default(), bytes: 0, dirty: Vec::new(), sweep: Sweep::default() }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -75,7 +75,7 @@ impl Aligned {
 
     /// How many windows have to be written.
     pub(super) fn dirty(&self) -> usize {
-        self.dirty
+        self.dirty.len()
     }
 
     pub(super) async fn load(
@@ -119,7 +119,7 @@ impl Aligned {
                 let key = || CellKey { start, key: event.key.into() };
                 let aggregate = Aggregate::new(context.plan);
                 let bytes = ENTRY_BYTES + event.key.len() + aggregate.memory() + context.plan.first_bytes();
-                let cell = Cell { end, aggregate, bytes, dirty: false, used: false };
+                let cell = Cell { end, aggregate, bytes, dirty: false };
                 self.bytes += bytes;
                 self.cells.insert(key(), cell);
                 missing.push((key(), context.keys.window(start, event.key)?));
@@ -147,18 +147,22 @@ impl Aligned {
                 continue;
             };
             if cell.aggregate.count() == 0 {
-                counts.windows += 1;
+                counts.windows = counts.windows.saturating_add(1);
             }
             cell.aggregate.fold(plan, event.values);
-            self.dirty += usize::from(!cell.dirty);
-            (cell.dirty, cell.used) = (true, true);
+            if !cell.dirty {
+                cell.dirty = true;
+                self.dirty.push(CellKey { start: window.start, key: event.key.into() });
+            }
         }
         in_time
     }
 
     pub(super) fn writes(&mut self, context: Context<'_>) -> Result<Vec<Write>> {
-        let mut writes = Vec::new();
-        for (CellKey { start, key }, cell) in self.cells.iter_mut().filter(|(_, cell)| cell.dirty) {
+        let mut writes = Vec::with_capacity(self.dirty.len() + 1);
+        for cell_key in &self.dirty {
+            let Some(cell) = self.cells.get_mut(&cell_key.borrow()) else { continue };
+            let CellKey { start, key } = cell_key;
             let value = encode_window(cell.end, &cell.aggregate)?;
             writes.push(Write::put(context.keys.window(*start, key)?, value));
             let bytes = ENTRY_BYTES + key.len() + cell.aggregate.memory();
@@ -168,23 +172,29 @@ impl Aligned {
         Ok(writes)
     }
 
-    /// Lets go of closed windows; if that is not enough, of those that were not touched; then of all.
+    /// Lets go of closed windows if it is time; if that is not enough, of those that were not just written; then of
+    /// all.
     pub(super) fn committed(&mut self, watermark: Watermark, max_bytes: usize) {
-        self.dirty = 0;
-        let closed =
-            |key: &CellKey, cell: &Cell| watermark.has_closed(Interval { start: key.start, end: cell.end });
-        self.cells.retain(|key, cell| !closed(key, cell));
-        self.measure();
-        if self.bytes > max_bytes / 2 {
-            self.cells.retain(|_, cell| cell.used);
+        if self.sweep.is_due(self.bytes, max_bytes) {
+            let closed = |key: &CellKey, cell: &Cell| {
+                watermark.has_closed(Interval { start: key.start, end: cell.end })
+            };
+            self.cells.retain(|key, cell| !closed(key, cell));
             self.measure();
+            if self.bytes > max_bytes / 2 {
+                self.cells.retain(|_, cell| cell.dirty);
+                self.measure();
+            }
+            if self.bytes > max_bytes / 2 {
+                self.cells = HashMap::default();
+                self.measure();
+            }
+            self.sweep.done(self.bytes);
         }
-        if self.bytes > max_bytes / 2 {
-            self.cells = HashMap::default();
-            self.measure();
-        }
-        for cell in self.cells.values_mut() {
-            (cell.dirty, cell.used) = (false, false);
+        for key in self.dirty.drain(..) {
+            if let Some(cell) = self.cells.get_mut(&key.borrow()) {
+                cell.dirty = false;
+            }
         }
     }
 

@@ -56,6 +56,24 @@ struct Context<'a> {
     keys: &'a Keys,
 }
 
+/// When to look through everything in memory for what is not needed any more: when it has doubled since the last
+/// time, so that a commit costs what it writes and not what there is.
+#[derive(Default)]
+struct Sweep {
+    last_bytes: usize,
+}
+
+impl Sweep {
+    fn is_due(&self, bytes: usize, max_bytes: usize) -> bool {
+        const MIN_BYTES: usize = 1024 * 1024;
+        bytes > (2 * self.last_bytes).max(MIN_BYTES).min(max_bytes / 2)
+    }
+
+    fn done(&mut self, bytes: usize) {
+        self.last_bytes = bytes;
+    }
+}
+
 impl Folder {
     pub(crate) fn new(
         spec: &JobSpec,
@@ -90,7 +108,7 @@ impl Folder {
                 Cells::Sessions(cells) => cells.fold(&self.plan, event, self.watermark, &mut self.counts),
             };
             if !in_time {
-                self.counts.late += 1;
+                self.counts.late = self.counts.late.saturating_add(1);
                 late(event);
             }
             self.watermark.observe(event.time);

@@ -1,10 +1,12 @@
 //! Windows that last as long as events keep coming: sessions.
 
+use std::ops::Range;
+
 use commonhold_core::{Error, ErrorKind, Key, Result, Store, Timestamp, Write};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::{Context, Counts, ENTRY_BYTES};
+use super::{Context, Counts, ENTRY_BYTES, Sweep};
 use crate::{
     aggregate::{Aggregate, Plan},
     assign::{Interval, Windows},
@@ -16,7 +18,8 @@ use crate::{
 /// The open sessions in memory, by event key.
 ///
 /// In the store each session is a window like others, under its start. Beside them lies, for each event key, the
-/// list of its open sessions, by which they are found.
+/// list of its open sessions, by which they are found. Of a key that has no more events the last list stays, so there
+/// are never more lists than sessions.
 ///
 /// An event joins the open sessions that it is less than the gap away from; they become one. It is late when the
 /// session that it would make alone is closed and it does not lie within an open one. So no session ever begins
@@ -25,20 +28,23 @@ pub(super) struct Sessions {
     windows: Windows,
     keys: HashMap<Box<[u8]>, KeySessions, RandomState>,
     bytes: usize,
-    dirty: usize,
+    /// Those that have to be written.
+    dirty: Vec<Box<[u8]>>,
+    /// How many of their sessions have to.
+    dirty_sessions: usize,
+    sweep: Sweep,
 }
 
 /// The sessions of one event key.
 #[derive(Default)]
 struct KeySessions {
-    /// By start. Closed ones stay until the next commit.
+    /// By start; open ones do not overlap. Closed ones, which come before them, stay for a while.
     sessions: Vec<Session>,
     /// Starts under which the store has sessions that were merged into others.
     merged: Vec<Timestamp>,
     /// Whether the store has a list.
     listed: bool,
     dirty: bool,
-    used: bool,
     bytes: usize,
 }
 
@@ -51,7 +57,14 @@ struct Session {
 
 impl Sessions {
     pub(super) fn new(windows: Windows) -> Self {
-        Self { windows, keys: HashMap::default(), bytes: 0, dirty: 0 }
+        Self {
+            windows,
+            keys: HashMap::default(),
+            bytes: 0,
+            dirty: Vec::new(),
+            dirty_sessions: 0,
+            sweep: Sweep::default(),
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -60,7 +73,7 @@ impl Sessions {
 
     /// How many sessions have to be written, each of them with a list of its key.
     pub(super) fn dirty(&self) -> usize {
-        self.dirty
+        self.dirty_sessions
     }
 
     /// Reads the lists of the keys that are not in memory, then the sessions on them that are open.
@@ -123,94 +136,102 @@ impl Sessions {
             debug_assert!(false, "a key was not loaded");
             return true;
         };
-        let is_open = |session: &Session| !watermark.has_closed(session.interval);
-        let lies_in_open =
-            || key.sessions.iter().any(|session| is_open(session) && session.interval.contains(event.time));
+        let range = key.joined_by(alone, watermark);
+        let lies_in_open = || {
+            key.sessions
+                .get(range.clone())
+                .into_iter()
+                .flatten()
+                .any(|open| open.interval.contains(event.time))
+        };
         if watermark.has_closed(alone) && !lies_in_open() {
             return false;
         }
-        let joins = |session: &mut Session| is_open(session) && session.interval.overlaps(alone);
-        let mut session: Option<Session> = None;
-        for joined in key.sessions.extract_if(.., joins) {
-            match &mut session {
-                None => session = Some(joined),
-                Some(session) => {
-                    session.aggregate.merge(plan, &joined.aggregate);
-                    session.interval = session.interval.union(joined.interval);
-                    counts.windows = counts.windows.saturating_sub(1);
-                    key.merged.extend(joined.stored.then_some(joined.interval.start));
-                }
-            }
-        }
-        let mut session = session.unwrap_or_else(|| {
-            counts.windows += 1;
+        let place = range.start;
+        let mut joined = key.sessions.drain(range);
+        let mut session = joined.next().unwrap_or_else(|| {
+            counts.windows = counts.windows.saturating_add(1);
             let aggregate = Aggregate::new(plan);
-            self.bytes += ENTRY_BYTES + aggregate.memory() + plan.first_bytes();
+            let bytes = ENTRY_BYTES + aggregate.memory() + plan.first_bytes();
+            self.bytes += bytes;
+            key.bytes += bytes;
             Session { interval: alone, aggregate, stored: false, dirty: false }
         });
-        let interval = session.interval.union(alone);
-        if session.stored && interval.start != session.interval.start {
+        for other in joined {
+            session.aggregate.merge(plan, &other.aggregate);
+            session.interval = session.interval.union(other.interval);
+            counts.windows = counts.windows.saturating_sub(1);
+            key.merged.extend(other.stored.then_some(other.interval.start));
+        }
+        if session.stored && alone.start < session.interval.start {
             key.merged.push(session.interval.start);
             session.stored = false;
         }
-        session.interval = interval;
+        session.interval = session.interval.union(alone);
         session.aggregate.fold(plan, event.values);
-        self.dirty += usize::from(!session.dirty);
+        self.dirty_sessions += usize::from(!session.dirty);
         session.dirty = true;
-        let place = key.sessions.partition_point(|other| other.interval.start < interval.start);
         key.sessions.insert(place, session);
-        (key.dirty, key.used) = (true, true);
+        if !key.dirty {
+            key.dirty = true;
+            self.dirty.push(event.key.into());
+        }
         true
     }
 
     pub(super) fn writes(&mut self, context: Context<'_>, watermark: Watermark) -> Result<Vec<Write>> {
         let mut writes = Vec::new();
-        let due = |sessions: &KeySessions| sessions.dirty || sessions.has_ended(watermark);
-        for (key, sessions) in self.keys.iter_mut().filter(|(_, sessions)| due(sessions)) {
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(sessions) = self.keys.get_mut(&key) else { continue };
             for start in &sessions.merged {
-                writes.push(Write::delete(context.keys.window(*start, key)?));
+                writes.push(Write::delete(context.keys.window(*start, &key)?));
             }
             for session in sessions.sessions.iter().filter(|session| session.dirty) {
                 let value = encode_window(session.interval.end, &session.aggregate)?;
-                writes.push(Write::put(context.keys.window(session.interval.start, key)?, value));
+                writes.push(Write::put(context.keys.window(session.interval.start, &key)?, value));
             }
             let open = sessions.sessions.iter().map(|session| session.interval);
             let open: Vec<Interval> = open.filter(|interval| !watermark.has_closed(*interval)).collect();
-            let list = context.keys.open_sessions(key)?;
+            let list = context.keys.open_sessions(&key)?;
             if !open.is_empty() {
                 writes.push(Write::put(list, encode_list(&open)?));
             } else if sessions.listed {
                 writes.push(Write::delete(list));
             }
             sessions.listed = !open.is_empty();
+            self.measure(&key);
+            self.dirty.push(key);
         }
         Ok(writes)
     }
 
-    /// Lets go of closed sessions; if that is not enough, of keys that were not touched; then of all.
+    /// Lets go of closed sessions; if it is time, of keys that have no others; if that is not enough, of those that
+    /// were not just written; then of all.
     pub(super) fn committed(&mut self, watermark: Watermark, max_bytes: usize) {
-        self.dirty = 0;
-        self.keys.retain(|_, key| {
-            key.sessions.retain(|session| !watermark.has_closed(session.interval));
-            key.merged.clear();
-            for session in &mut key.sessions {
-                (session.stored, session.dirty) = (true, false);
+        self.dirty_sessions = 0;
+        if self.sweep.is_due(self.bytes, max_bytes) {
+            self.keys.retain(|_, key| !key.has_ended(watermark));
+            self.add_up();
+            if self.bytes > max_bytes / 2 {
+                self.keys.retain(|_, key| key.dirty);
+                self.add_up();
             }
-            key.dirty = false;
-            !key.sessions.is_empty()
-        });
-        self.measure_all();
-        if self.bytes > max_bytes / 2 {
-            self.keys.retain(|_, key| key.used);
-            self.measure_all();
+            if self.bytes > max_bytes / 2 {
+                self.keys = HashMap::default();
+                self.add_up();
+            }
+            self.sweep.done(self.bytes);
         }
-        if self.bytes > max_bytes / 2 {
-            self.keys = HashMap::default();
-            self.measure_all();
+        for key in std::mem::take(&mut self.dirty) {
+            if let Some(sessions) = self.keys.get_mut(&key) {
+                sessions.committed(watermark);
+                self.measure(&key);
+            }
         }
-        for key in self.keys.values_mut() {
-            key.used = false;
-        }
+    }
+
+    fn add_up(&mut self) {
+        self.bytes = self.keys.values().map(|key| key.bytes).sum();
     }
 
     fn measure(&mut self, key: &[u8]) {
@@ -220,20 +241,33 @@ impl Sessions {
             sessions.bytes = bytes;
         }
     }
-
-    fn measure_all(&mut self) {
-        self.bytes = 0;
-        for (key, sessions) in &mut self.keys {
-            sessions.bytes = sessions.memory() + key.len();
-            self.bytes += sessions.bytes;
-        }
-    }
 }
 
 impl KeySessions {
-    /// Whether the store lists sessions that are all closed by now.
+    /// Which open sessions an event becomes one with that would make this session alone.
+    ///
+    /// An event is only taken if it comes less than the gap before the watermark or lies in an open session, so open
+    /// sessions begin after closed ones: those come first.
+    fn joined_by(&self, alone: Interval, watermark: Watermark) -> Range<usize> {
+        let closed = self.sessions.partition_point(|session| watermark.has_closed(session.interval));
+        let open = self.sessions.get(closed..).unwrap_or_default();
+        let before = open.partition_point(|session| session.interval.end <= alone.start);
+        let reached = open.partition_point(|session| session.interval.start < alone.end);
+        closed + before..closed + reached.max(before)
+    }
+
     fn has_ended(&self, watermark: Watermark) -> bool {
-        self.listed && self.sessions.iter().all(|session| watermark.has_closed(session.interval))
+        self.sessions.iter().all(|session| watermark.has_closed(session.interval))
+    }
+
+    /// Takes note that everything is stored, and lets go of what is closed.
+    fn committed(&mut self, watermark: Watermark) {
+        self.sessions.retain(|session| !watermark.has_closed(session.interval));
+        self.merged.clear();
+        self.dirty = false;
+        for session in &mut self.sessions {
+            (session.stored, session.dirty) = (true, false);
+        }
     }
 
     fn memory(&self) -> usize {

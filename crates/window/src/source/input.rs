@@ -25,10 +25,14 @@ impl Input {
     /// `InvalidInput` if it is not there, is a directory, or must not be read.
     pub fn file(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = File::open(&path).map_err(|error| cannot_open(&path, error))?;
-        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let metadata = path.metadata().map_err(|error| cannot_open(&path, error))?;
+        if metadata.is_dir() {
             let problem = format!("{} is a directory: name the files in it", path.display());
             return Err(Error::new(ErrorKind::InvalidInput, problem));
+        }
+        // Whoever writes to a pipe would take the first opening for the only one.
+        if metadata.is_file() {
+            File::open(&path).map_err(|error| cannot_open(&path, error))?;
         }
         Ok(Self(Kind::File(path)))
     }
