@@ -1,6 +1,12 @@
 //! Many tasks at once: nothing is lost, doubled or seen half.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use commonhold_core::{
@@ -8,7 +14,7 @@ use commonhold_core::{
     Write,
 };
 use futures_util::{TryStreamExt as _, future::join_all};
-use tokio::sync::Barrier;
+use tokio::{sync::Barrier, task::JoinHandle};
 
 use crate::subject::{Subject, add_one, equals, key, number, prefix, transition};
 
@@ -31,6 +37,40 @@ async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
         })
         .collect();
     join_all(running).await.into_iter().map(Result::unwrap).collect()
+}
+
+/// Work that a task does over and over while the case goes on.
+struct Meanwhile {
+    over: Arc<AtomicBool>,
+    rounds: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Meanwhile {
+    fn start<F: Future<Output = ()> + Send + 'static>(work: impl Fn(usize) -> F + Send + 'static) -> Self {
+        let (over, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (until, count) = (over.clone(), rounds.clone());
+        let task = tokio::spawn(async move {
+            while !until.load(Ordering::SeqCst) {
+                work(count.fetch_add(1, Ordering::SeqCst)).await;
+                tokio::task::yield_now().await;
+            }
+        });
+        Self { over, rounds, task }
+    }
+
+    /// Waits until one round has begun and ended meanwhile.
+    async fn one_round(&self) {
+        let enough = self.rounds.load(Ordering::SeqCst) + 2;
+        while self.rounds.load(Ordering::SeqCst) < enough && !self.task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stop(self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.task.await.unwrap();
+    }
 }
 
 fn absent() -> PutOptions {
@@ -145,23 +185,22 @@ pub(crate) async fn concurrent_deletes_answer_yes_to_one(subject: Subject) {
 
 pub(crate) async fn a_value_is_never_seen_half_written(subject: Subject) {
     let k = key("k");
-    let value = |i: usize| Bytes::from(vec![b'a' + i as u8; 1_000 * (i + 1)]);
+    let value = |i: usize| Bytes::from(vec![b'a' + (i % 8) as u8; 1_000 * (i % 8 + 1)]);
     subject.put(&k, value(0)).await;
-    at_once(TASKS, |i| {
-        let (backend, k) = (subject.backend.clone(), k.clone());
-        async move {
-            for _ in 0..ROUNDS {
-                if i % 2 == 0 {
-                    let put = backend.put(&k, value(i), PutOptions::default()).await.unwrap();
-                    assert!(put.is_yes());
-                } else {
-                    let seen = backend.get(&k).await.unwrap().unwrap().value;
-                    assert!(seen == value(usize::from(seen[0] - b'a')), "a mixture of {} bytes", seen.len());
-                }
-            }
-        }
-    })
-    .await;
+    let (backend, written) = (subject.backend.clone(), k.clone());
+    let writer = Meanwhile::start(move |i| {
+        let (backend, k) = (backend.clone(), written.clone());
+        async move { assert!(backend.put(&k, value(i), PutOptions::default()).await.unwrap().is_yes()) }
+    });
+    let (mut last, mut changes) = (value(0), 0);
+    while changes < ROUNDS {
+        let seen = subject.value(&k).await.unwrap();
+        assert!(seen == value(usize::from(seen[0] - b'a')), "a mixture of {} bytes", seen.len());
+        changes += usize::from(seen != last);
+        last = seen;
+        tokio::task::yield_now().await;
+    }
+    writer.stop().await;
 }
 
 pub(crate) async fn a_task_reads_what_it_wrote(subject: Subject) {
@@ -183,22 +222,16 @@ pub(crate) async fn a_task_reads_what_it_wrote(subject: Subject) {
 pub(crate) async fn a_scan_sees_each_key_once_while_others_are_written_and_deleted(subject: Subject) {
     let stay: Vec<Key> = (0..300).map(|i| key(format!("k{i:03}"))).collect();
     subject.write_many(stay.iter().map(|k| Write::put(k.clone(), "v")).collect()).await;
-    let finished = Arc::new(tokio::sync::Notify::new());
-    let (backend, done) = (subject.backend.clone(), finished.clone());
-    let writer = tokio::spawn(async move {
-        let mut done = std::pin::pin!(done.notified());
-        for i in 0usize.. {
+    let backend = subject.backend.clone();
+    let writer = Meanwhile::start(move |i| {
+        let backend = backend.clone();
+        async move {
             let comes = key(format!("k{:03}+", i * 7 % 300));
             assert!(backend.put(&comes, "v".into(), PutOptions::default()).await.unwrap().is_yes());
             let stays = key(format!("k{:03}", i * 11 % 300));
             assert!(backend.put(&stays, "w".into(), PutOptions::default()).await.unwrap().is_yes());
             let goes = key(format!("k{:03}+", (i * 7 + 1) % 300));
             let _ = backend.delete(&goes, Condition::Always).await.unwrap();
-            tokio::select! {
-                biased;
-                () = &mut done => return,
-                () = tokio::task::yield_now() => {}
-            }
         }
     });
     for page in [1, 7, 64, 512, 7, 1] {
@@ -216,8 +249,7 @@ pub(crate) async fn a_scan_sees_each_key_once_while_others_are_written_and_delet
         let missing: Vec<&Key> = stay.iter().filter(|k| !distinct.contains(k)).collect();
         assert_eq!(missing, Vec::<&Key>::new(), "pages of {page}");
     }
-    finished.notify_one();
-    writer.await.unwrap();
+    writer.stop().await;
 }
 
 const ACCOUNTS: usize = 5;
@@ -283,66 +315,63 @@ pub(crate) async fn concurrent_transactions_keep_the_sum(subject: Subject) {
 }
 
 pub(crate) async fn a_transaction_sees_no_batch_half(subject: Subject) {
-    let keys: Arc<Vec<Key>> = Arc::new((0..10).map(|i| key(format!("k{i}"))).collect());
-    let looks = at_once(TASKS, |i| {
-        let (backend, keys) = (subject.backend.clone(), keys.clone());
+    let keys: Vec<Key> = (0..10).map(|i| key(format!("k{i}"))).collect();
+    let (backend, written) = (subject.backend.clone(), keys.clone());
+    let writer = Meanwhile::start(move |i| {
+        let backend = backend.clone();
+        let batch = written.iter().map(|k| Write::put(k.clone(), i.to_string())).collect();
         async move {
-            let mut looks = 0;
-            for round in 0..ROUNDS {
-                if i % 2 == 0 {
-                    let value = format!("{i} {round}");
-                    let batch = keys.iter().map(|k| Write::put(k.clone(), value.clone())).collect();
-                    assert!(backend.write_many(batch).await.unwrap().iter().all(|answer| answer.is_yes()));
-                    continue;
-                }
-                let mut reader = backend.begin().await.unwrap();
-                let mut values = BTreeSet::new();
-                for k in keys.iter() {
-                    values.insert(reader.get(k).await.unwrap().map(|entry| entry.value));
-                }
-                if reader.commit().await.is_ok() {
-                    assert_eq!(values.len(), 1, "half a batch: {values:?}");
-                    looks += 1;
-                }
-            }
-            looks
+            assert!(backend.write_many(batch).await.unwrap().iter().all(|answer| answer.is_yes()));
         }
-    })
-    .await;
-    // With the writers gone, a look must succeed; so the loop above did not pass for want of commits alone.
-    let mut reader = subject.backend.begin().await.unwrap();
-    assert!(reader.get(&keys[0]).await.unwrap().is_some());
-    reader.commit().await.unwrap();
-    drop(looks);
+    });
+    let look = async || {
+        let mut reader = subject.backend.begin().await.unwrap();
+        let mut values = BTreeSet::new();
+        for k in &keys {
+            values.insert(reader.get(k).await.unwrap().map(|entry| entry.value));
+        }
+        // What a transaction saw counts only if it commits.
+        if reader.commit().await.is_ok() {
+            assert_eq!(values.len(), 1, "half a batch: {values:?}");
+        }
+        tokio::task::yield_now().await;
+    };
+    for _ in 0..10 {
+        writer.one_round().await;
+        for _ in 0..50 {
+            look().await;
+        }
+    }
+    writer.stop().await;
+    look().await;
 }
 
 pub(crate) async fn a_snapshot_scan_sees_no_batch_half(subject: Subject) {
-    let keys: Arc<Vec<Key>> = Arc::new((0..400).map(|i| key(format!("k{i}"))).collect());
-    at_once(TASKS, |i| {
-        let (backend, keys) = (subject.backend.clone(), keys.clone());
+    let keys: Vec<Key> = (0..400).map(|i| key(format!("k{i}"))).collect();
+    let batch = move |value: String| keys.iter().map(|k| Write::put(k.clone(), value.clone())).collect();
+    subject.write_many(batch("first".to_owned())).await;
+    let backend = subject.backend.clone();
+    let writer = Meanwhile::start(move |i| {
+        let (backend, batch) = (backend.clone(), batch(i.to_string()));
         async move {
-            for round in 0..ROUNDS / 2 {
-                if i % 2 == 0 {
-                    let value = format!("{i} {round}");
-                    let batch = keys.iter().map(|k| Write::put(k.clone(), value.clone())).collect();
-                    assert!(backend.write_many(batch).await.unwrap().iter().all(|answer| answer.is_yes()));
-                    continue;
-                }
-                let mut scan = Scan::prefix(Prefix::ALL);
-                scan.page = 3;
-                let mut entries = backend.scan(scan);
-                let mut found = Vec::new();
-                while let Some(entry) = entries.try_next().await.unwrap() {
-                    found.push(entry);
-                    tokio::task::yield_now().await;
-                }
-                let values: BTreeSet<Bytes> = found.iter().map(|(_, entry)| entry.value.clone()).collect();
-                assert!(values.len() <= 1, "half a batch: {values:?}");
-                assert!(found.is_empty() || found.len() == keys.len(), "{} keys", found.len());
+            assert!(backend.write_many(batch).await.unwrap().iter().all(|answer| answer.is_yes()));
+        }
+    });
+    for _ in 0..10 {
+        let mut scan = Scan::prefix(Prefix::ALL);
+        scan.page = 3;
+        let mut entries = subject.backend.scan(scan);
+        let (mut values, mut count) = (BTreeSet::new(), 0);
+        while let Some((_, entry)) = entries.try_next().await.unwrap() {
+            values.insert(entry.value);
+            count += 1;
+            if count % 100 == 1 {
+                writer.one_round().await;
             }
         }
-    })
-    .await;
+        assert_eq!((values.len(), count), (1, 400), "half a batch: {values:?}");
+    }
+    writer.stop().await;
 }
 
 /// Two batches with the same conditions: the one that comes second meets the first one's writes.
