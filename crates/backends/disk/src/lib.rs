@@ -31,6 +31,9 @@
 //! for the disk (then [`Overloaded`](commonhold_core::ErrorKind::Overloaded)). Memory: the memtables (16 MiB
 //! each, up to four while the disk is behind) and the cache (32 MiB).
 //!
+//! Opening checks and replays the journals, which hold 64 MiB or somewhat more: below a second after 400,000
+//! records of 100 bytes on the machine of the authors.
+//!
 //! # Example
 //!
 //! ```
