@@ -84,7 +84,7 @@ pub fn write(live: Option<&Record>, write: &Write, now: Timestamp, rules: &Rules
 /// What a transition does to the live record under its key, and its reply.
 ///
 /// # Errors
-/// The transition's own, and those of [`write`].
+/// The transition's own, and those of [`write()`].
 pub fn transact(
     live: Option<&Record>,
     transition: &dyn Transition,
