@@ -28,9 +28,9 @@ Examples:
   commonhold doctor
   commonhold window trace.csv --time TIMESTAMP --size 1m --sum ContextTokens
 
-Configuration, the first that says something wins: flags, environment (COMMONHOLD_STORE, COMMONHOLD_NAMESPACE,
-COMMONHOLD_OUTPUT, COMMONHOLD_CONFIG), commonhold.toml. For every key of the file there is a variable, as in
-COMMONHOLD_STORE__DISK__DURABILITY=buffered:
+Configuration, the first that says something wins: flags; environment (COMMONHOLD_STORE,
+COMMONHOLD_NAMESPACE, COMMONHOLD_OUTPUT, COMMONHOLD_CONFIG); commonhold.toml.
+Every key of [store] has a variable, as in COMMONHOLD_STORE__DISK__DURABILITY=buffered.
 
   namespace = \"orders\"
   output = \"table\"

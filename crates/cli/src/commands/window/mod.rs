@@ -22,14 +22,14 @@ use crate::failure::Result;
 Examples:
   commonhold window trace.csv --time TIMESTAMP --size 1m --sum ContextTokens --sum GeneratedTokens
   commonhold window day1.csv day2.csv --time at --key user --session 30m --job visits
-  commonhold window requests.jsonl --time at --time-unit ms --key host --key path --size 1h --slide 10m \\
+  commonhold window requests.jsonl --time at --time-unit ms --key host --size 1h --slide 10m \\
       --lateness 30s --late late.jsonl --quantiles latency --distinct client --output csv
   zcat trace.csv.gz | commonhold window - --format csv --time TIMESTAMP --size 1m --job trace
   commonhold window list
   commonhold window show trace --output json
 
-A file called like a command is named ./list or ./show. Exits with 2 at a row that is no event, naming file, line,
-column and value; what came before it is kept.")]
+A file called like a command is named ./list or ./show. Exits with 2 at a row that is no event,
+naming file, line, column and value; what came before it is kept.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -90,8 +90,6 @@ struct Fold {
     /// Write events that come later than that to this file
     #[arg(long, value_name = "FILE")]
     late: Option<PathBuf>,
-    #[command(flatten)]
-    aggregates: Aggregates,
     /// What to do about a row that is no event
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     on_error: OnError,
@@ -104,6 +102,8 @@ struct Fold {
     /// After how many events windows and position are committed
     #[arg(long, value_name = "N", default_value = "10000")]
     commit_every: NonZeroUsize,
+    #[command(flatten)]
+    aggregates: Aggregates,
 }
 
 #[derive(Debug, clap::Args)]
