@@ -28,7 +28,7 @@ pub use self::{
         Maintenance, Message, PutOptions, Scan, StateBackend, Transaction, Write,
     },
     clock::{Clock, ManualClock, SystemClock, Timestamp},
-    codec::{Codec, Json, MessagePack, Postcard, Raw, Text},
+    codec::{Decode, Encode, Json, MessagePack, Postcard, Raw, Text},
     error::{Error, ErrorKind, Result, Retry},
     hub::Hub,
     key::{Key, Prefix},

@@ -11,7 +11,7 @@ use crate::{
         Applied, Capabilities, Change, Condition, Entry, Expiry, Health, Maintenance, Message, PutOptions,
         Scan, StateBackend, Transaction, Write,
     },
-    codec::Codec,
+    codec::{Decode, Encode},
     error::{Error, ErrorKind, Result},
     key::{Key, Prefix},
     layers::{Layer, Metrics, Namespace},
@@ -91,7 +91,7 @@ impl Store {
     ///
     /// # Errors
     /// `Corrupt` if the bytes are not what the codec expects.
-    pub async fn get_as<T, C: Codec<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
+    pub async fn get_as<T, C: Decode<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
         let key = key.into_key()?;
         let entry = self.backend.get(key.borrow()).await?;
         entry
@@ -127,7 +127,12 @@ impl Store {
     ///
     /// # Errors
     /// `Serialization` if the value cannot be encoded.
-    pub async fn put_as<T, C: Codec<T>>(&self, key: impl IntoKey, value: &T, codec: C) -> Result<()> {
+    pub async fn put_as<T: ?Sized, C: Encode<T>>(
+        &self,
+        key: impl IntoKey,
+        value: &T,
+        codec: C,
+    ) -> Result<()> {
         let key = key.into_key()?;
         let value = codec
             .encode(value)
@@ -396,7 +401,7 @@ impl StoreTransaction {
     ///
     /// # Errors
     /// `Corrupt` if the bytes are not what the codec expects.
-    pub async fn get_as<T, C: Codec<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
+    pub async fn get_as<T, C: Decode<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
         self.get(key).await?.map(|value| codec.decode(&value)).transpose()
     }
 
@@ -410,7 +415,12 @@ impl StoreTransaction {
     ///
     /// # Errors
     /// `Serialization` if the value cannot be encoded.
-    pub async fn put_as<T, C: Codec<T>>(&self, key: impl IntoKey, value: &T, codec: C) -> Result<()> {
+    pub async fn put_as<T: ?Sized, C: Encode<T>>(
+        &self,
+        key: impl IntoKey,
+        value: &T,
+        codec: C,
+    ) -> Result<()> {
         self.put(key, codec.encode(value)?).await
     }
 
