@@ -4,8 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use commonhold_core::{
-    ErrorKind, Expiry, Key, Maintenance, ManualClock, MemoryBackend, PutOptions, Retry, Store, Write,
+    ErrorKind, Expiry, Key, Maintenance, ManualClock, MemoryBackend, Prefix, PutOptions, Retry, Scan, Store,
+    Write,
 };
+use futures_util::TryStreamExt as _;
 
 fn entries(stats: &commonhold_core::Stats) -> u64 {
     stats.details.iter().find(|(name, _)| *name == "entries").unwrap().1
@@ -158,4 +160,28 @@ async fn an_expiry_that_was_changed_is_not_swept_at_its_old_time() {
     clock.advance(Duration::from_secs(8));
     store.maintain(Maintenance::Sweep).await.unwrap();
     assert_eq!(entries(&store.stats().await.unwrap()), 0);
+}
+
+#[tokio::test]
+async fn a_scan_hands_out_nothing_that_expired_while_its_reader_was_away() {
+    let clock = Arc::new(ManualClock::default());
+    let store = Store::new(MemoryBackend::builder().clock(clock.clone()).build());
+    for at in 0..10 {
+        store.put_with_ttl(format!("{at}"), "v", Duration::from_secs(2)).await.unwrap();
+    }
+    store.put("for ever", "v").await.unwrap();
+    let mut scan = store.scan(Scan::prefix(Prefix::ALL));
+    scan.try_next().await.unwrap().unwrap();
+    clock.advance(Duration::from_secs(1));
+    let (_, entry) = scan.try_next().await.unwrap().unwrap();
+    assert_eq!(entry.ttl, Some(Duration::from_secs(1)));
+    clock.advance(Duration::from_secs(1));
+    let rest: Vec<_> = scan.map_ok(|(key, _)| key).try_collect().await.unwrap();
+    assert_eq!(rest, [Key::new("for ever").unwrap()]);
+}
+
+#[tokio::test]
+async fn a_capacity_that_no_machine_has_is_no_panic() {
+    let store = Store::new(MemoryBackend::builder().capacity(usize::MAX).build());
+    store.put("key", "value").await.unwrap();
 }

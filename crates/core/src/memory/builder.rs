@@ -60,7 +60,8 @@ impl MemoryBuilder {
         self
     }
 
-    /// Makes room for this many entries at once, so that the table need not grow.
+    /// Makes room for this many entries at once, so that the table need not grow, if there is memory for
+    /// them.
     #[must_use]
     pub fn capacity(mut self, entries: usize) -> Self {
         self.capacity = entries;

@@ -7,6 +7,7 @@ use futures_util::{StreamExt as _, stream, stream::BoxStream};
 use super::{Inner, SHARDS};
 use crate::{
     backend::{Entry, Scan},
+    embedded::Record,
     error::Result,
     key::Key,
 };
@@ -29,8 +30,8 @@ pub(super) fn stream(store: Arc<Inner>, scan: Scan) -> BoxStream<'static, Result
 /// The next entries of every shard, the smallest key on top.
 struct Merge {
     heap: BinaryHeap<Reverse<(Key, usize)>>,
-    /// For each shard the entries it handed out, the last one first.
-    portions: Vec<Vec<(Key, Entry)>>,
+    /// For each shard the records it handed out, the last one first.
+    portions: Vec<Vec<(Key, Record)>>,
 }
 
 impl Merge {
@@ -43,17 +44,32 @@ impl Merge {
     }
 
     fn next(&mut self, store: &Inner, scan: &Scan) -> Option<(Key, Entry)> {
-        let Reverse((_, index)) = self.heap.pop()?;
-        let portion = self.portions.get_mut(index)?;
-        let entry = portion.pop()?;
-        match portion.last() {
-            Some((key, _)) => self.heap.push(Reverse((key.clone(), index))),
-            None => self.refill(store, scan, index, Some(entry.0.clone())),
+        loop {
+            let (key, record) = self.pop(store, scan)?;
+            if record.expires_at.is_none() {
+                // Spares the look at the clock.
+                return Some((key, Entry { value: record.value, ttl: None }));
+            }
+            // It may have expired since its shard handed it out.
+            let now = store.clock.now();
+            if record.is_live(now) {
+                return Some((key, record.into_entry(now)));
+            }
         }
-        Some(entry)
     }
 
-    /// Fetches the shard's next live entries behind `after`, if there are any.
+    fn pop(&mut self, store: &Inner, scan: &Scan) -> Option<(Key, Record)> {
+        let Reverse((_, index)) = self.heap.pop()?;
+        let portion = self.portions.get_mut(index)?;
+        let (key, record) = portion.pop()?;
+        match portion.last() {
+            Some((key, _)) => self.heap.push(Reverse((key.clone(), index))),
+            None => self.refill(store, scan, index, Some(key.clone())),
+        }
+        Some((key, record))
+    }
+
+    /// Fetches the shard's next live records behind `after`, if there are any.
     fn refill(&mut self, store: &Inner, scan: &Scan, index: usize, mut after: Option<Key>) {
         let now = store.clock.now();
         loop {
@@ -68,7 +84,7 @@ impl Merge {
                     if scan.keys_only {
                         record.value.clear();
                     }
-                    record.is_live(now).then(|| (key, record.into_entry(now)))
+                    record.is_live(now).then_some((key, record))
                 })
                 .collect();
             drop(shard);

@@ -54,13 +54,10 @@ impl Growth {
 impl Shard {
     /// An empty shard for keys that are hashed by `hasher`.
     pub(super) fn new(hasher: RandomState, capacity: usize) -> Self {
-        Self {
-            hasher,
-            table: HashTable::with_capacity(capacity),
-            order: BTreeSet::new(),
-            expiries: BTreeSet::new(),
-            bytes: 0,
-        }
+        let mut table = HashTable::new();
+        // What there is no memory for is not set aside; the store is full when it is.
+        let _ = table.try_reserve(capacity, |_| 0);
+        Self { hasher, table, order: BTreeSet::new(), expiries: BTreeSet::new(), bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
