@@ -192,6 +192,7 @@ impl Store {
     /// # Errors
     /// As [`increment`](Self::increment).
     pub async fn increment_with_ttl(&self, key: impl IntoKey, delta: i64, ttl: Duration) -> Result<i64> {
+        Expiry::After(ttl).check()?;
         Increment::decode(&self.transact(key, Increment { delta, ttl: Some(ttl) }).await?)
     }
 
@@ -333,8 +334,10 @@ impl Store {
             };
             match result {
                 Err(error) if error.kind() == ErrorKind::Conflict && attempt < Self::TRANSACTION_ATTEMPTS => {
-                    // Apart by chance, so that the same transactions do not meet again and again.
-                    tokio::time::sleep(Duration::from_millis(1).mul_f64(fastrand::f64()) * attempt).await;
+                    // Apart by chance, and further each time, so that the same transactions do not meet again
+                    // and again: a hundred of them take their turns even where a commit waits for a disk.
+                    let longest = Duration::from_millis(1 << attempt.min(9));
+                    tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
                     attempt += 1;
                 }
                 result => return result,
