@@ -120,9 +120,10 @@ impl StoreUrl {
     }
 }
 
-/// A duration of more than zero, as people write it: `250ms`, `10s`, `1h30m`, `2 days`.
+/// A duration of more than zero, as people write it: `250ms`, `10s`, `1h30m`, `2 days`. A day has 24 hours.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    let duration = text.parse::<jiff::SignedDuration>().ok()?;
+    let span = text.parse::<jiff::Span>().ok()?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?;
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero())
 }
 
@@ -173,6 +174,20 @@ mod tests {
         assert!(StoreUrl::parse("memory:?ttl=-5s").unwrap().duration("ttl").is_err());
         assert!(StoreUrl::parse("memory:?max=1.5XB").unwrap().bytes("max").is_err());
         assert!(StoreUrl::parse("memory:?a=1&a=2").is_err());
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        for (text, duration) in
+            [("2 days", hours(48)), ("1d", hours(24)), ("1w", hours(168)), ("1h", hours(1))]
+        {
+            assert_eq!(parse_duration(text), duration, "{text}");
+        }
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        for text in ["", "5", "1 month", "-1d", "0d", "99999999999999999999h"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
     }
 
     #[test]
