@@ -95,7 +95,7 @@ pub trait StateBackend: fmt::Debug + Send + Sync + 'static {
 /// Several reads and writes that happen together or not at all.
 ///
 /// The transaction is serializable: it commits only if no other writer changed what it read in between.
-/// It sees its own writes. Dropping it rolls it back.
+/// Until then its reads may be of different moments and not fit together. It sees its own writes. Dropping it rolls it back.
 #[async_trait]
 pub trait Transaction: fmt::Debug + Send {
     /// The entry under a key, with this transaction's own writes.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use commonhold_core::{
-    ErrorKind, Key, MemoryBackend, Retry as Again, Scan, StateBackend, Store,
+    Change, ErrorKind, Key, MemoryBackend, Prefix, Retry as Again, Scan, StateBackend, Store,
     layers::{
         ConcurrencyLimit, Fault, FaultPlan, Layer, Metrics, Namespace, Operation, Retry, Timeout, Trace,
     },
@@ -260,6 +260,8 @@ mod metrics_layer {
             store.put("key", "12345").now_or_never().unwrap().unwrap();
             store.get("key").now_or_never().unwrap().unwrap();
             store.increment("key", i64::MAX).now_or_never().unwrap().unwrap_err();
+            let refused = store.scan(Scan { page: 0, ..Scan::prefix(Prefix::ALL) });
+            refused.try_collect::<Vec<_>>().now_or_never().unwrap().unwrap_err();
         });
         let values: Vec<_> = snapshotter
             .snapshot()
@@ -282,6 +284,7 @@ mod metrics_layer {
         assert_eq!(counter("commonhold_hits_total", ""), Some(1));
         assert_eq!(counter("commonhold_written_bytes_total", ""), Some(5));
         assert_eq!(counter("commonhold_errors_total", "transact"), Some(1));
+        assert_eq!(counter("commonhold_errors_total", "scan"), Some(1));
         let recorded = |(name, operation, value): &(String, String, DebugValue)| {
             name == "commonhold_call_seconds"
                 && operation == "get"
@@ -355,6 +358,19 @@ mod namespace {
         assert_eq!(old.clear("").await.unwrap(), 1);
         let keys: Vec<Key> = store.list_keys("").unwrap().try_collect().await.unwrap();
         assert_eq!(keys, ["order", "orders:1"].map(|key| Key::new(key).unwrap()));
+    }
+
+    #[tokio::test]
+    async fn passes_over_a_key_that_is_its_prefix_and_nothing_more() {
+        let store = Store::new(MemoryBackend::new());
+        let orders = store.namespace("orders").unwrap();
+        let changes = orders.watch("").await.unwrap();
+        store.put("orders:", "from outside").await.unwrap();
+        orders.put("1", "new").await.unwrap();
+        let keys: Vec<Key> = orders.list_keys("").unwrap().try_collect().await.unwrap();
+        assert_eq!(keys, [Key::new("1").unwrap()]);
+        let changes: Vec<_> = changes.take(1).try_collect().await.unwrap();
+        assert_eq!(changes, [Change::Put(Key::new("1").unwrap())]);
     }
 
     #[tokio::test]

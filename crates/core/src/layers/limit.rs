@@ -11,8 +11,8 @@ use crate::{
 /// Lets at most so many calls at once through to the backend; the others wait, the first to come first.
 ///
 /// With a [bound on those that wait](Self::max_waiting) further calls fail at once with
-/// [`Overloaded`](ErrorKind::Overloaded), which is safe to repeat. Streams of scans, watches and
-/// subscriptions hold no place once they have begun.
+/// [`Overloaded`](ErrorKind::Overloaded), which is safe to repeat. Scans need no place; watches
+/// and subscriptions hold none once they have begun.
 ///
 /// Order: inside [`Retry`](super::Retry), so that a call that waits to be repeated holds no place; outside
 /// [`Timeout`](super::Timeout), unless waiting shall count as time.

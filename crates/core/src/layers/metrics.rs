@@ -118,9 +118,16 @@ impl Metrics {
                 stripe.count(call, read);
                 self.recorder.count(call, read);
             }
-            Err(_) => add(&stripe.errors, 1),
+            Err(_) => self.failed(call.operation),
         }
-        self.recorder.called(call.operation, result.is_err());
+        self.recorder.called(call.operation);
+    }
+
+    fn failed(&self, operation: Operation) {
+        if let Some(stripe) = self.stripe() {
+            add(&stripe.errors, 1);
+        }
+        self.recorder.failed(operation);
     }
 
     /// Takes the time of a call that is to stand for so many.
@@ -188,12 +195,14 @@ impl Recorder {
         }
     }
 
-    fn called(&self, operation: Operation, failed: bool) {
-        let number = operation as usize;
-        if let Some(calls) = self.calls.get(number) {
+    fn called(&self, operation: Operation) {
+        if let Some(calls) = self.calls.get(operation as usize) {
             calls.increment(1);
         }
-        if let (true, Some(errors)) = (failed, self.errors.get(number)) {
+    }
+
+    fn failed(&self, operation: Operation) {
+        if let Some(errors) = self.errors.get(operation as usize) {
             errors.increment(1);
         }
     }
@@ -256,8 +265,8 @@ impl Uniform for Metrics {
                 if let Some(begun) = first.take() {
                     self.time(operation, begun, 1);
                 }
-                if let (Err(_), Some(stripe)) = (item, self.stripe()) {
-                    add(&stripe.errors, 1);
+                if item.is_err() {
+                    self.failed(operation);
                 }
             })
             .boxed()

@@ -76,10 +76,10 @@ impl Namespaced {
     }
 }
 
-/// The key without the namespace. What lies outside of it is never handed out, so it is always there.
-fn strip(prefix: &Prefix, key: Key) -> Result<Key> {
+/// The key without the namespace; `None` for the bare prefix, which somebody may have put from outside of it.
+fn strip(prefix: &Prefix, key: Key) -> Option<Key> {
     let key = key.into_bytes();
-    Key::from_bytes(key.slice(prefix.as_bytes().len().min(key.len())..))
+    Key::from_bytes(key.slice(prefix.as_bytes().len().min(key.len())..)).ok()
 }
 
 fn join_write(prefix: &Prefix, write: Write) -> Result<Write> {
@@ -141,9 +141,10 @@ impl StateBackend for Namespaced {
         match joined {
             Ok(scan) => {
                 let entries = self.inner.scan(scan);
-                entries
-                    .map(move |item| item.and_then(|(key, entry)| Ok((strip(&prefix, key)?, entry))))
-                    .boxed()
+                let stripped = entries.map(move |item| {
+                    item.map(|(key, entry)| strip(&prefix, key).map(|key| (key, entry))).transpose()
+                });
+                stripped.filter_map(std::future::ready).boxed()
             }
             Err(error) => futures_util::stream::once(std::future::ready(Err(error))).boxed(),
         }
@@ -160,15 +161,15 @@ impl StateBackend for Namespaced {
     async fn watch(&self, prefix: &Prefix) -> Result<BoxStream<'static, Result<Change>>> {
         let changes = self.inner.watch(&self.join_prefix(prefix)?).await?;
         let prefix = self.prefix.clone();
-        Ok(changes
-            .map(move |change| {
-                Ok(match change? {
-                    Change::Put(key) => Change::Put(strip(&prefix, key)?),
-                    Change::Deleted(key) => Change::Deleted(strip(&prefix, key)?),
-                    Change::Missed => Change::Missed,
-                })
-            })
-            .boxed())
+        let stripped = changes.map(move |change| {
+            let stripped = change.map(|change| match change {
+                Change::Put(key) => strip(&prefix, key).map(Change::Put),
+                Change::Deleted(key) => strip(&prefix, key).map(Change::Deleted),
+                Change::Missed => Some(Change::Missed),
+            });
+            stripped.transpose()
+        });
+        Ok(stripped.filter_map(std::future::ready).boxed())
     }
 
     async fn publish(&self, channel: &Key, message: Bytes) -> Result<()> {

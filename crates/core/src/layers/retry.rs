@@ -15,7 +15,7 @@ use crate::{answer::Answer, error::Result, stats::Stats};
 /// Repeated is only what had no effect: errors that are [`Retry::Safe`](crate::Retry::Safe). An ambiguous
 /// write is never repeated, a plain put neither: between the attempts somebody else may have written, and the
 /// repetition would undo it. Operations inside a transaction are not repeated (repeat the transaction), nor
-/// are scans that have begun.
+/// are scans.
 ///
 /// Defaults: 3 attempts, delays of up to 100 ms, then up to 200 ms, never over 5 s, 30 s in all.
 ///
