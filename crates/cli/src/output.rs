@@ -179,6 +179,11 @@ pub(crate) fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
+/// How many entries.
+pub(crate) fn entries(number: u64) -> String {
+    if number == 1 { "1 entry".to_owned() } else { format!("{} entries", thousands(number)) }
+}
+
 /// A number that is known to about one part in a hundred, to three digits: `0.123`, `13.1`, `1,250`.
 pub(crate) fn approximate(number: f64) -> String {
     let decimals = match number.abs() {

@@ -12,7 +12,7 @@ use super::{Context, unless_interrupted};
 use crate::{
     bytes,
     failure::{Failure, Result},
-    output::thousands,
+    output::entries,
 };
 
 /// Delete all entries with a prefix
@@ -52,8 +52,8 @@ pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
 
 fn confirm(prefix: &Prefix, count: u64) -> Result<()> {
     let what = match prefix.as_bytes() {
-        b"" => format!("all {} entries", thousands(count)),
-        prefix => format!("{} entries that begin with {}", thousands(count), bytes::escape(prefix)),
+        b"" => format!("all of {}", entries(count)),
+        prefix => format!("{} with the prefix {}", entries(count), bytes::escape(prefix)),
     };
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Failure::usage(format!("this would delete {what}")).help("say --yes to do it"));

@@ -1,6 +1,11 @@
 //! `copy`: the entries of one store into another.
 
-use std::{ffi::OsString, fs, path::PathBuf, time::Instant};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -10,7 +15,7 @@ use crate::{
     bytes,
     copy::{Compared, Copy, Progress},
     failure::{Failure, Result},
-    output::{self, note, thousands},
+    output::{self, entries, note, thousands},
 };
 
 /// Copy the entries of one store into another
@@ -43,6 +48,9 @@ pub(crate) struct Args {
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     if place(&args.from) == place(&args.to) {
         return Err(Failure::usage("FROM and TO are the same store").help("copy to another one"));
+    }
+    if is_missing(&args.from) {
+        return Err(Failure::usage(format!("{}: there is no such store to copy from", place(&args.from))));
     }
     let work = copy(context, args);
     unless_interrupted(work, "what is copied stays; the same command goes on from there").await
@@ -105,6 +113,11 @@ fn place(url: &str) -> String {
     }
 }
 
+/// Whether opening it would make a new store.
+fn is_missing(url: &str) -> bool {
+    place(url).strip_prefix("disk:").is_some_and(|path| !path.is_empty() && !Path::new(path).exists())
+}
+
 #[derive(Serialize)]
 struct Report {
     copied: u64,
@@ -161,16 +174,16 @@ fn report(
     context.out.flush()
 }
 
-fn entries(number: u64) -> String {
-    if number == 1 { "1 entry".to_owned() } else { format!("{} entries", thousands(number)) }
-}
-
 fn verdict(compared: &Compared) -> Result<()> {
     if compared.different == 0 {
         return Ok(());
     }
     let named: Vec<_> = compared.named.iter().map(|key| bytes::escape(key.as_bytes())).collect();
     let more = if compared.different > named.len() as u64 { ", .." } else { "" };
-    Err(Failure::no(format!("{} entries differ: {}{more}", thousands(compared.different), named.join(", ")))
-        .help("the source was changed while it was copied; the same command copies it anew"))
+    Err(Failure::no(format!(
+        "not the same on both sides: {}: {}{more}",
+        entries(compared.different),
+        named.join(", ")
+    ))
+    .help("the source was changed while it was copied; the same command copies it anew"))
 }

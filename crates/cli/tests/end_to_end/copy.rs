@@ -95,6 +95,14 @@ fn a_copy_of_a_prefix_leaves_the_rest_and_begins_anew_when_told() {
 }
 
 #[test]
+fn a_store_that_is_not_there_is_not_copied_nor_made() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.run(["copy", "disk:mistyped", "disk:to"]);
+    assert!(outcome.code == Some(2) && outcome.stderr.contains("mistyped"), "{outcome:?}");
+    assert!(!sandbox.path("mistyped").exists() && !sandbox.path("to").exists());
+}
+
+#[test]
 fn a_store_is_not_copied_onto_itself() {
     let sandbox = Sandbox::new();
     sandbox.ok(&["--store", "disk:from", "put", "k", "v"]);
