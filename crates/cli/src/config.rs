@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, env, fmt, fs, io, ops::Range, path::Path};
 
 use clap::ValueEnum as _;
-use commonhold::{Store, url::did_you_mean};
+use commonhold::{ErrorKind, Store, url::did_you_mean};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -70,7 +70,12 @@ impl Settings {
 
     /// The same for another store.
     pub(crate) async fn open_url(&self, url: &str) -> Result<Store> {
-        let mut store = commonhold::open(url).await?;
+        let mut store = commonhold::open(url).await.map_err(|error| match error.kind() {
+            ErrorKind::InvalidConfig => {
+                Failure::from(error).help("`commonhold --help` shows how stores are named")
+            }
+            _ => error.into(),
+        })?;
         for name in self.namespace.iter().flat_map(|namespace| namespace.split(':')) {
             store = store.namespace(name)?;
         }

@@ -92,14 +92,14 @@ impl From<Error> for Failure {
         }
         let (exit, help) = match error.kind() {
             ErrorKind::Conflict => (Exit::No, ""),
-            ErrorKind::InvalidConfig => {
-                (Exit::Usage, "`commonhold --help` shows the stores and how to name them")
-            }
             ErrorKind::Unsupported => (Exit::Usage, "`commonhold doctor` shows what this store can do"),
             ErrorKind::NotInteger => {
                 (Exit::Usage, "nothing was changed; `commonhold get KEY` shows the value")
             }
-            ErrorKind::InvalidInput | ErrorKind::TooLarge | ErrorKind::Unauthorized => (Exit::Usage, ""),
+            ErrorKind::InvalidConfig
+            | ErrorKind::InvalidInput
+            | ErrorKind::TooLarge
+            | ErrorKind::Unauthorized => (Exit::Usage, ""),
             ErrorKind::Corrupt | ErrorKind::Serialization => (Exit::Damaged, ""),
             _ => (Exit::Unavailable, ""),
         };

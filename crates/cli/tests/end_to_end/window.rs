@@ -196,6 +196,7 @@ fn an_input_that_changed_behind_the_position_is_an_error() {
     assert!(outcome.code == Some(2) && outcome.stderr.contains("in.csv"), "{outcome:?}");
     let outcome = sandbox.run(args.iter().map(|arg| if *arg == "1m" { "2m" } else { arg }));
     assert!(outcome.code == Some(2) && outcome.stderr.contains("--restart"), "{outcome:?}");
+    assert!(!outcome.stderr.contains("how stores are named"), "{outcome:?}");
     sandbox.ok(&[&args[..], &["--restart"]].concat());
 }
 
@@ -209,6 +210,7 @@ fn wrong_usage_of_windows_is_refused() {
         &["in.csv", "--time", "at"],
         &["in.csv", "--time", "at", "--size", "1m", "--session", "1m"],
         &["in.csv", "--time", "at", "--slide", "1m"],
+        &["in.csv", "--time", "at", "--session", "1m", "--slide", "1m"],
         &["in.csv", "--time", "at", "--size", "1m", "--slide", "2m"],
         &["in.csv", "--time", "nowhere", "--size", "1m"],
         &["in.csv", "--time", "at", "--size", "1m", "--sum", "nothing"],

@@ -69,7 +69,7 @@ async fn fold(context: &Context, args: Fold, job: &JobName, bar: ProgressBar) ->
 }
 
 fn spec(args: &Fold) -> Result<JobSpec> {
-    let windows = match (args.windows.session, args.windows.size, args.windows.slide) {
+    let windows = match (args.windows.session, args.windows.size, args.slide) {
         (Some(gap), ..) => Windows::session(gap),
         (None, Some(size), Some(slide)) => Windows::hopping(size, slide),
         (None, size, _) => Windows::tumbling(size.unwrap_or_default()),

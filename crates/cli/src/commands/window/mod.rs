@@ -84,6 +84,9 @@ struct Fold {
     keys: Vec<String>,
     #[command(flatten)]
     windows: Windows,
+    /// Begin a window of --size every so often, so that windows overlap
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "size", conflicts_with = "session")]
+    slide: Option<Duration>,
     /// How long to wait for events that are out of order, in time of the events
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     lateness: Option<Duration>,
@@ -107,16 +110,13 @@ struct Fold {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
+#[group(required = true, multiple = false)]
 struct Windows {
     /// Windows of this size, one after the other
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     size: Option<Duration>,
-    /// Begin a window of --size every so often, so that windows overlap
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "size")]
-    slide: Option<Duration>,
     /// Windows that last until there is no event for this long
-    #[arg(long, value_name = "GAP", value_parser = parse_duration, conflicts_with_all = ["size", "slide"])]
+    #[arg(long, value_name = "GAP", value_parser = parse_duration)]
     session: Option<Duration>,
 }
 
