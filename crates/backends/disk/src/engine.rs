@@ -145,7 +145,7 @@ impl Engine {
         let bytes = i64::try_from(bytes.sum::<usize>()).unwrap_or(i64::MAX);
         self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let written = contained(self.path(), || {
-            let _hidden = changes.is_atomic().then(|| self.view.hide(self.db.snapshot()));
+            let _hidden = self.view.hide(self.db.snapshot());
             Ok(self.write(changes))
         });
         let error = match written {

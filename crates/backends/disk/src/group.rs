@@ -94,7 +94,6 @@ pub(crate) struct Changes {
     /// The place of the last one of each key, for the first `indexed` in the list.
     index: HashMap<Key, usize, RandomState>,
     indexed: usize,
-    is_atomic: bool,
 }
 
 #[derive(Debug)]
@@ -126,11 +125,6 @@ impl Changes {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
-    }
-
-    /// Whether several of the keys belong together, so that nobody may see only some of them changed.
-    pub(crate) fn is_atomic(&self) -> bool {
-        self.is_atomic
     }
 
     /// What those who watch are told, in order.
@@ -197,7 +191,6 @@ impl<'a> Group<'a> {
         if reply.is_err() {
             self.changes.take_back(before);
         }
-        self.changes.is_atomic |= self.changes.list.len() > before + 1;
         reply
     }
 
@@ -357,7 +350,6 @@ mod tests {
             .collect();
         assert_eq!(applied, [true, false, true, true, true]);
         assert_eq!(written, [(key("k"), Some(record("4")))]);
-        assert!(!changes.is_atomic(), "one key is always written as a whole");
         let put = || Change::Put(key("k"));
         assert_eq!(changes.into_log().collect::<Vec<_>>(), [put(), put(), Change::Deleted(key("k")), put()]);
     }
@@ -369,7 +361,7 @@ mod tests {
             put("k", "lost", Condition::Always),
             put("b", "lost", Condition::Present),
         ];
-        let (replies, written, changes) = carry_out(vec![
+        let (replies, written, _) = carry_out(vec![
             Operation::Write(put("a", "kept", Condition::Always)),
             Operation::Batch(failing),
             Operation::Write(put("c", "kept", Condition::Absent)),
@@ -378,19 +370,17 @@ mod tests {
         assert_eq!(replies[1].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
         assert!(matches!(replies[3], Ok(Reply::Applied(Applied::Yes))));
         assert_eq!(written, [(key("a"), Some(record("twice"))), (key("c"), Some(record("kept")))]);
-        assert!(!changes.is_atomic());
     }
 
     #[test]
-    fn a_batch_of_several_keys_is_atomic_and_its_later_writes_see_the_earlier_ones() {
+    fn a_batch_is_written_as_one_and_its_later_writes_see_the_earlier_ones() {
         let batch = vec![
             put("a", "1", Condition::Absent),
             put("a", "2", Condition::Equals("1".into())),
             Write::delete(key("k")),
         ];
-        let (_, written, changes) = carry_out(vec![Operation::Batch(batch)]);
+        let (_, written, _) = carry_out(vec![Operation::Batch(batch)]);
         assert_eq!(written, [(key("a"), Some(record("2"))), (key("k"), None)]);
-        assert!(changes.is_atomic());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Reads that see all of an atomic commit or nothing of it.
+//! Reads that see all of a commit or nothing of it.
 //!
-//! The engine makes the items of a batch visible one after the other to plain reads, and its own snapshots can
-//! see into a batch when a table is finished at the same moment. While an atomic commit is under way, readers
-//! are therefore given a snapshot that was taken before it; a read that a commit overtook is repeated.
+//! The engine makes the items of a batch visible one after the other to plain reads, all of them later to its
+//! snapshots, and these can see into a batch when a table is finished at the same moment. While a commit is under
+//! way, readers are therefore given a snapshot that was taken before it; a read that a commit overtook is repeated.
+//! So what one read has seen, no later one misses, whichever way each is made.
 
 use std::sync::{
     PoisonError, RwLock,
@@ -13,7 +14,7 @@ use fjall::Snapshot;
 
 #[derive(Default)]
 pub(crate) struct View {
-    /// Odd while an atomic commit is under way.
+    /// Odd while a commit is under way.
     epoch: AtomicU64,
     before: RwLock<Option<Snapshot>>,
 }

@@ -3,14 +3,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, ThreadId},
 };
 
 use bytes::Bytes;
-use commonhold_core::{Key, PutOptions, Result, StateBackend, Step, Timestamp, Transition, Write};
+use commonhold_core::{
+    Key, Prefix, PutOptions, Result, Scan, StateBackend, Step, Timestamp, Transition, Write,
+};
 use commonhold_disk::{DiskBackend, DiskConfig, Durability};
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::{FutureExt as _, TryStreamExt as _, future::join_all};
 use tempfile::TempDir;
 
 async fn open(directory: &TempDir, durability: Durability) -> DiskBackend {
@@ -187,5 +192,41 @@ async fn a_transition_that_panics_is_an_error_and_its_neighbours_are_written() {
         assert!(panicked.unwrap_err().message().contains("on purpose"));
         after.unwrap();
         assert_eq!(store.count(&Default::default()).await.unwrap(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_read_has_seen_no_later_one_misses_whichever_way_it_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(&directory, Durability::Sync).await);
+    let done = Arc::new(AtomicBool::new(false));
+    let read = key("000");
+    assert!(store.put(&read, Bytes::from(vec![0; 8]), PutOptions::default()).await.unwrap().is_yes());
+    let writers: Vec<_> = (0..128)
+        .map(|writer| {
+            let (store, done) = (store.clone(), done.clone());
+            tokio::spawn(async move {
+                let key = key(format!("{writer:03}"));
+                for round in 1u64.. {
+                    let value = Bytes::copy_from_slice(&round.to_be_bytes());
+                    assert!(store.put(&key, value, PutOptions::default()).await.unwrap().is_yes());
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..500 {
+        let one = store.get(&read).await.unwrap().unwrap().value;
+        let many = store.get_many(std::slice::from_ref(&read)).await.unwrap().remove(0).unwrap().value;
+        assert!(one <= many, "{one:?} was there, then {many:?}");
+        let scan = Scan::prefix(Prefix::new("000").unwrap());
+        let (_, scanned) = store.scan(scan).try_next().await.unwrap().unwrap();
+        assert!(many <= scanned.value, "{many:?} was there, then {:?}", scanned.value);
+    }
+    done.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
     }
 }
