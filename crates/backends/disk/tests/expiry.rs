@@ -5,7 +5,9 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use commonhold_core::{Expiry, Key, Maintenance, ManualClock, Prefix, PutOptions, StateBackend, Timestamp};
+use commonhold_core::{
+    Expiry, Key, Maintenance, ManualClock, Prefix, PutOptions, Scan, StateBackend, Timestamp,
+};
 use commonhold_disk::{DiskBackend, DiskConfig};
 use futures_util::TryStreamExt as _;
 
@@ -130,4 +132,23 @@ async fn a_default_time_to_live_is_given_to_what_is_put_without_one() {
     put(&store, "own", "v", for_secs(10)).await;
     clock.advance(Duration::from_secs(5));
     assert_eq!((get(&store, "default").await, get(&store, "own").await), (None, Some("v".into())));
+}
+
+#[tokio::test]
+async fn a_scan_hands_out_nothing_that_expired_while_its_reader_was_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = open(directory.path(), &clock).await;
+    for name in ["a", "b", "c"] {
+        put(&store, name, "v", for_secs(2)).await;
+    }
+    put(&store, "d", "v", PutOptions::default()).await;
+    let mut scan = store.scan(Scan::prefix(Prefix::ALL));
+    scan.try_next().await.unwrap().unwrap();
+    clock.advance(Duration::from_secs(1));
+    let (_, entry) = scan.try_next().await.unwrap().unwrap();
+    assert_eq!(entry.ttl, Some(Duration::from_secs(1)));
+    clock.advance(Duration::from_secs(1));
+    let rest: Vec<_> = scan.map_ok(|(key, _)| key).try_collect().await.unwrap();
+    assert_eq!(rest, [Key::new("d").unwrap()]);
 }
