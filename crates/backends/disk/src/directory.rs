@@ -36,11 +36,14 @@ impl Directory {
         fs::create_dir_all(path).map_err(failed)?;
         let path = &path.canonicalize().map_err(failed)?;
         wait_until_closed(path);
-        let is_new = !path.join(FORMAT_FILE).try_exists().map_err(failed)?;
-        if is_new && !path.join(OWNER_FILE).try_exists().map_err(failed)? {
-            refuse_foreign(path)?;
+        let lies_there = |file| path.join(file).try_exists().map_err(failed);
+        if !lies_there(FORMAT_FILE)? && !lies_there(OWNER_FILE)? {
+            // If the owner has come meanwhile, what was found is that of another process, which creates the store.
+            refuse_foreign(path)
+                .or_else(|error| if lies_there(OWNER_FILE)? { Ok(()) } else { Err(error) })?;
         }
         let owner = lock(path)?;
+        let is_new = !lies_there(FORMAT_FILE)?;
         if is_new {
             remove_unfinished_creation(path)?;
         } else {

@@ -192,3 +192,24 @@ async fn a_store_of_a_later_version_is_refused() {
     let error = open(directory.path()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_those_who_create_a_store_at_once_one_has_it_and_the_others_learn_who() {
+    for _ in 0..30 {
+        let directory = tempfile::tempdir().unwrap();
+        let opening: Vec<_> = (0..4)
+            .map(|_| {
+                let path = directory.path().to_owned();
+                tokio::spawn(async move { open(&path).await })
+            })
+            .collect();
+        let mut opened = Vec::new();
+        for result in opening {
+            match result.await.unwrap() {
+                Ok(store) => opened.push(store),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+            }
+        }
+        assert_eq!(opened.len(), 1);
+    }
+}
