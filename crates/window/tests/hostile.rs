@@ -44,6 +44,8 @@ async fn what_is_wrong_with_a_csv_file_is_said_with_its_place() {
         ),
         (b"at,key,value\n1,2\n".to_vec(), "in:2: the row has 2 fields where the header has 3"),
         (b"at,key,value\n\n\n1,2,3,4\n".to_vec(), "in:4: the row has 4 fields where the header has 3"),
+        (row("\"1\n2023-11-16 18:17:02,b,2"), "in:2: a quote is opened in this row and never closed"),
+        (row("1\"").strip_suffix(b"\n").unwrap().to_vec(), r#""1\"" is not a number"#),
         (row(""), r#"in:2: column 3 "value": is empty where a number belongs"#),
         (row("abc"), r#"in:2: column 3 "value": "abc" is not a number"#),
         (row("NaN"), r#"in:2: column 3 "value": "NaN" is not a number"#),

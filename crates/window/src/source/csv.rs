@@ -12,6 +12,8 @@ pub(super) struct CsvRows {
     text: Vec<u8>,
     ends: Vec<usize>,
     count: usize,
+    /// Whether the input ended within quotes.
+    unclosed: bool,
     /// For each needed field its column, from 0.
     columns: Vec<usize>,
     /// The number of columns of the header.
@@ -29,6 +31,7 @@ impl CsvRows {
             text: vec![0; 1024],
             ends: vec![0; 32],
             count: 0,
+            unclosed: false,
             columns: Vec::new(),
             width: 0,
         };
@@ -66,17 +69,23 @@ impl CsvRows {
             return Ok(None);
         }
         let (mut length, mut text, mut ends) = (0, 0, 0);
+        // Ends the last row of an input, except within quotes. Nothing at all ends it there, too.
+        let mut last: &[u8] = b"\n";
         loop {
-            if length == tape.available().len() {
-                // At the end of the input the parser is given nothing, which ends the row.
-                tape.fill()?;
-            }
+            let at_end = length == tape.available().len() && !tape.fill()?;
+            self.unclosed = at_end && last.is_empty();
+            let input = if at_end { last } else { tape.available().get(length..).unwrap_or_default() };
             let (result, consumed, written, ended) = self.parser.read_record(
-                tape.available().get(length..).unwrap_or_default(),
+                input,
                 self.text.get_mut(text..).unwrap_or_default(),
                 self.ends.get_mut(ends..).unwrap_or_default(),
             );
-            (length, text, ends) = (length + consumed, text + written, ends + ended);
+            (text, ends) = (text + written, ends + ended);
+            if at_end {
+                last = last.get(consumed..).unwrap_or_default();
+            } else {
+                length += consumed;
+            }
             match result {
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
@@ -91,6 +100,9 @@ impl CsvRows {
 
     /// What is wrong with the shape of the current row.
     pub(super) fn check(&self) -> Result<(), String> {
+        if self.unclosed {
+            return Err("a quote is opened in this row and never closed".to_owned());
+        }
         if self.count == self.width {
             return Ok(());
         }
