@@ -8,6 +8,10 @@ mod window;
 
 use clap::{Parser, ValueEnum};
 
+/// As the command line has it; it serves both sides of every ratio.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 struct Arguments {
     /// What to measure; everything unless given.

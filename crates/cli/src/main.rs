@@ -15,6 +15,10 @@ use clap::Parser as _;
 
 use crate::failure::{Exit, Failure};
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {
