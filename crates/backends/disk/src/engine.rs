@@ -129,7 +129,7 @@ impl Engine {
     }
 
     fn snapshot(&self) -> Snapshot {
-        self.view.read(|before| before.cloned().unwrap_or_else(|| self.db.snapshot()))
+        self.view.snapshot(|| self.db.snapshot())
     }
 
     /// Writes changes in one atomic step, as durably as the store is configured: in `sync`, nobody sees them
@@ -144,10 +144,7 @@ impl Engine {
         });
         let bytes = i64::try_from(bytes.sum::<usize>()).unwrap_or(i64::MAX);
         self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let written = contained(self.path(), || {
-            let _hidden = self.view.hide(self.db.snapshot());
-            Ok(self.write(changes))
-        });
+        let written = contained(self.path(), || Ok(self.write(changes)));
         let error = match written {
             Ok(Ok(())) => {
                 self.journal_sync.written();
@@ -168,12 +165,14 @@ impl Engine {
             Durability::Buffered | Durability::Interval(_) => PersistMode::Buffer,
         };
         if let (PersistMode::Buffer, 1, Some((key, record))) = (mode, changes.len(), changes.iter().next()) {
-            // The same, without what a batch costs.
+            // The same, without what a batch and a snapshot cost.
+            let _single = self.view.single();
             return match record {
                 Some(record) => self.keyspace.insert(key.as_bytes(), record::encode(record)),
                 None => self.keyspace.remove(key.as_bytes()),
             };
         }
+        let _hidden = self.view.hide(self.db.snapshot());
         let mut batch = OwnedWriteBatch::with_capacity(self.db.clone(), changes.len()).durability(Some(mode));
         for (key, record) in changes.iter() {
             match record {

@@ -1,10 +1,9 @@
 //! Counts calls and measures how long they take.
 
 use std::{
-    cell::Cell,
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -33,14 +32,16 @@ use crate::{
 /// Counts are exact. Latencies are of every call that has to wait, and of a sample of those that are answered
 /// at once. Threads count in separate places, so that they do not slow each other down.
 pub struct Metrics {
-    stripes: Box<[Stripe]>,
+    stripes: Box<[OnceLock<Option<Box<Stripe>>>]>,
     clock: Clock,
     recorder: Recorder,
 }
 
-/// What one thread, or a few, have counted. Aligned so that no two stripes share a cache line.
+/// What one thread has counted, or, in the last stripe, all threads beyond. Aligned so that no two stripes
+/// share a cache line.
 #[repr(align(128))]
 struct Stripe {
+    is_shared: bool,
     calls: AtomicU64,
     transitions: AtomicU64,
     scans: AtomicU64,
@@ -59,6 +60,9 @@ struct Stripe {
 const ALWAYS_TIMED: u64 = 64;
 const SAMPLE: u64 = 16;
 
+/// The first threads of a process each count in a stripe of their own, all others in the last one.
+const STRIPES: usize = 64;
+
 /// Buckets as wide as 1/32 of their value, up to 2^40 ns, about 18 minutes.
 const HISTOGRAM: (u8, u8) = (5, 40);
 
@@ -76,10 +80,8 @@ struct Recorder {
 impl Metrics {
     /// Counters at zero for the backend with this name.
     pub fn new(backend: &'static str) -> Self {
-        let threads = std::thread::available_parallelism().map_or(4, usize::from);
-        let stripes = (2 * threads).next_power_of_two().min(64);
         Self {
-            stripes: (0..stripes).filter_map(|_| Stripe::new()).collect(),
+            stripes: (0..STRIPES).map(|_| OnceLock::new()).collect(),
             clock: Clock::new(),
             recorder: Recorder::installed(backend),
         }
@@ -87,15 +89,20 @@ impl Metrics {
 
     fn stripe(&self) -> Option<&Stripe> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static STRIPE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Relaxed)));
-        // Their number is a power of two.
-        self.stripes.get(STRIPE.get() & self.stripes.len().wrapping_sub(1))
+        thread_local!(static THREAD: usize = NEXT.fetch_add(1, Relaxed));
+        let stripe = THREAD.with(|thread| *thread).min(STRIPES - 1);
+        self.stripes.get(stripe)?.get_or_init(|| Stripe::new(stripe == STRIPES - 1).map(Box::new)).as_deref()
+    }
+
+    fn stripes(&self) -> impl Iterator<Item = &Stripe> {
+        self.stripes.iter().filter_map(|stripe| stripe.get()?.as_deref())
     }
 
     /// Counts a call that begins, and says for how many calls its time is to stand: 0 if it need not be taken.
     fn begin(&self) -> u64 {
         let Some(stripe) = self.stripe() else { return 0 };
-        let number = stripe.calls.fetch_add(1, Relaxed);
+        let number = stripe.calls.load(Relaxed);
+        stripe.add(&stripe.calls, 1);
         if number < ALWAYS_TIMED {
             return 1;
         }
@@ -108,8 +115,8 @@ impl Metrics {
     fn count<T: Outcome>(&self, call: &Call<'_>, result: &Result<T>) {
         let Some(stripe) = self.stripe() else { return };
         match call.operation {
-            Operation::Transact => add(&stripe.transitions, 1),
-            Operation::Scan | Operation::Count | Operation::Clear => add(&stripe.scans, 1),
+            Operation::Transact => stripe.add(&stripe.transitions, 1),
+            Operation::Scan | Operation::Count | Operation::Clear => stripe.add(&stripe.scans, 1),
             _ => {}
         }
         match result {
@@ -125,7 +132,7 @@ impl Metrics {
 
     fn failed(&self, operation: Operation) {
         if let Some(stripe) = self.stripe() {
-            add(&stripe.errors, 1);
+            stripe.add(&stripe.errors, 1);
         }
         self.recorder.failed(operation);
     }
@@ -141,8 +148,9 @@ impl Metrics {
 }
 
 impl Stripe {
-    fn new() -> Option<Self> {
+    fn new(is_shared: bool) -> Option<Self> {
         Some(Self {
+            is_shared,
             calls: AtomicU64::new(0),
             transitions: AtomicU64::new(0),
             scans: AtomicU64::new(0),
@@ -157,20 +165,25 @@ impl Stripe {
         })
     }
 
-    fn count(&self, call: &Call<'_>, (hits, misses, bytes): (u64, u64, u64)) {
-        add(&self.hits, hits);
-        add(&self.misses, misses);
-        add(&self.bytes_read, bytes);
-        add(&self.keys_put, call.puts);
-        add(&self.keys_deleted, call.deletes);
-        add(&self.bytes_written, call.bytes);
+    /// Adds to one of its counters. Where no other thread does, without the cost of an atomic addition.
+    fn add(&self, counter: &AtomicU64, n: u64) {
+        if n == 0 {
+            return;
+        }
+        if self.is_shared {
+            counter.fetch_add(n, Relaxed);
+        } else {
+            counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+        }
     }
-}
 
-/// Most of what is counted is zero most of the time, and a test is cheaper than an atomic addition.
-fn add(counter: &AtomicU64, n: u64) {
-    if n > 0 {
-        counter.fetch_add(n, Relaxed);
+    fn count(&self, call: &Call<'_>, (hits, misses, bytes): (u64, u64, u64)) {
+        self.add(&self.hits, hits);
+        self.add(&self.misses, misses);
+        self.add(&self.bytes_read, bytes);
+        self.add(&self.keys_put, call.puts);
+        self.add(&self.keys_deleted, call.deletes);
+        self.add(&self.bytes_written, call.bytes);
     }
 }
 
@@ -274,7 +287,7 @@ impl Uniform for Metrics {
 
     fn add_stats(&self, stats: &mut Stats) {
         let sum = |counter: fn(&Stripe) -> &AtomicU64| -> u64 {
-            self.stripes.iter().map(|stripe| counter(stripe).load(Relaxed)).sum()
+            self.stripes().map(|stripe| counter(stripe).load(Relaxed)).sum()
         };
         stats.hits += sum(|stripe| &stripe.hits);
         stats.misses += sum(|stripe| &stripe.misses);
@@ -294,7 +307,7 @@ impl Uniform for Metrics {
 impl Metrics {
     fn latency(&self) -> Latency {
         let Ok(mut all) = Histogram::new(HISTOGRAM.0, HISTOGRAM.1) else { return Latency::default() };
-        for stripe in &self.stripes {
+        for stripe in self.stripes() {
             if let Ok(sum) = all.checked_add(&stripe.latencies.load()) {
                 all = sum;
             }
