@@ -79,7 +79,8 @@ impl Store {
 
     /// The value under a key.
     pub async fn get(&self, key: impl IntoKey) -> Result<Option<Bytes>> {
-        Ok(self.get_entry(key).await?.map(|entry| entry.value))
+        let key = key.into_key()?;
+        Ok(self.backend.get(key.borrow()).await?.map(|entry| entry.value))
     }
 
     /// The value under a key, and how long it has left to live.
