@@ -1,6 +1,6 @@
 //! Ordered scans over all shards: each hands out its keys in small portions, a heap merges them.
 
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Poll};
 
 use futures_util::{StreamExt as _, stream, stream::BoxStream};
 
@@ -15,14 +15,24 @@ use crate::{
 /// How many keys a shard hands out at a time.
 const PORTION: usize = 32;
 
+/// After how many entries other tasks get their turn.
+const YIELD_AFTER: u64 = 1024;
+
 pub(super) fn stream(store: Arc<Inner>, scan: Scan) -> BoxStream<'static, Result<(Key, Entry)>> {
     if let Err(error) = scan.check() {
         return stream::once(std::future::ready(Err(error.at(super::NAME, "scan")))).boxed();
     }
     let mut merge: Option<Merge> = None;
-    stream::poll_fn(move |_| {
+    let mut handed_out = 0u64;
+    stream::poll_fn(move |context| {
+        // Nothing here ever waits, so others get their turn, and timeouts theirs, only if it is given to them.
+        handed_out += 1;
+        if handed_out.is_multiple_of(YIELD_AFTER) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let merge = merge.get_or_insert_with(|| Merge::new(&store, &scan));
-        std::task::Poll::Ready(merge.next(&store, &scan).map(Ok))
+        Poll::Ready(merge.next(&store, &scan).map(Ok))
     })
     .boxed()
 }
