@@ -389,6 +389,10 @@ pub struct Capabilities {
     pub shared: bool,
     /// Values are compressed where they lie.
     pub compression: bool,
+    /// Its entries can be read and searched in plain SQL.
+    pub sql: bool,
+    /// Its entries can be spread over several servers.
+    pub clustering: bool,
     /// The longest value, in bytes.
     pub max_value_bytes: u64,
 }
@@ -408,6 +412,8 @@ impl Capabilities {
         durable: false,
         shared: false,
         compression: false,
+        sql: false,
+        clustering: false,
         max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
     };
 }
@@ -438,4 +444,6 @@ pub enum Maintenance {
     Compact,
     /// Make everything durable that was written so far.
     Flush,
+    /// Bring the statistics up to date by which the store plans its queries.
+    Analyze,
 }

@@ -1,6 +1,6 @@
 //! One error type for every backend: what went wrong, where, and whether to try again.
 
-use std::{borrow::Cow, error::Error as StdError, fmt};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use crate::key::{Key, escape};
 
@@ -84,8 +84,10 @@ pub enum Retry {
 /// let error = Error::new(ErrorKind::Unavailable, "connection refused").with_retry(Retry::Safe).at("redis", "get");
 /// assert_eq!(error.to_string(), "redis: get: unavailable: connection refused");
 /// ```
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     retry: Retry,
@@ -93,7 +95,7 @@ struct Inner {
     operation: &'static str,
     key: Option<String>,
     message: Cow<'static, str>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -141,7 +143,7 @@ impl Error {
     /// Keeps the underlying error as [`source`](StdError::source).
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -12,6 +12,7 @@ mod clock;
 mod codec;
 pub mod embedded;
 mod error;
+mod gather;
 mod hub;
 mod key;
 pub mod layers;
@@ -30,10 +31,11 @@ pub use self::{
     clock::{Clock, ManualClock, SystemClock, Timestamp},
     codec::{Decode, Encode, Json, MessagePack, Postcard, Raw, Text},
     error::{Error, ErrorKind, Result, Retry},
+    gather::Gather,
     hub::Hub,
     key::{Key, Prefix},
     memory::{MemoryBackend, MemoryBuilder},
     stats::{Latency, Stats},
     store::{IntoKey, IntoPrefix, Store, StoreTransaction},
-    transition::{Action, Step, Transition},
+    transition::{Action, ScriptCall, Step, Transition},
 };

@@ -327,10 +327,14 @@ impl Store {
             let result = match work(transaction.clone()).await {
                 Ok(value) => transaction.end(true).await.map(|()| value),
                 Err(error) => {
+                    let met_conflict = transaction.met_conflict().await;
                     // What kept `work` from its end matters more than what keeps it from being undone, which
                     // happens in any case once it is dropped.
                     let _ = transaction.end(false).await;
-                    return Err(error);
+                    if !met_conflict {
+                        return Err(error);
+                    }
+                    Err(error)
                 }
             };
             match result {
@@ -386,19 +390,46 @@ impl From<Arc<dyn StateBackend>> for Store {
 #[derive(Clone)]
 pub struct StoreTransaction {
     // Tokio's mutex: the operations of one transaction wait for each other across their awaits.
-    running: Arc<Mutex<Option<Box<dyn Transaction>>>>,
+    running: Arc<Mutex<Running>>,
+}
+
+struct Running {
+    transaction: Option<Box<dyn Transaction>>,
+    /// An operation failed with `Conflict`, as on stores that notice before the commit.
+    met_conflict: bool,
+}
+
+impl Running {
+    fn transaction(&mut self) -> Result<&mut dyn Transaction> {
+        match &mut self.transaction {
+            Some(transaction) => Ok(&mut **transaction),
+            None => Err(ended()),
+        }
+    }
+
+    fn noting_conflicts<T>(&mut self, result: Result<T>) -> Result<T> {
+        self.met_conflict |= matches!(&result, Err(error) if error.kind() == ErrorKind::Conflict);
+        result
+    }
 }
 
 impl StoreTransaction {
     fn new(transaction: Box<dyn Transaction>) -> Self {
-        Self { running: Arc::new(Mutex::new(Some(transaction))) }
+        Self {
+            running: Arc::new(Mutex::new(Running { transaction: Some(transaction), met_conflict: false })),
+        }
+    }
+
+    async fn met_conflict(&self) -> bool {
+        self.running.lock().await.met_conflict
     }
 
     /// The value under a key, with this transaction's own writes.
     pub async fn get(&self, key: impl IntoKey) -> Result<Option<Bytes>> {
         let key = key.into_key()?;
         let mut running = self.running.lock().await;
-        Ok(running.as_mut().ok_or_else(ended)?.get(key.borrow()).await?.map(|entry| entry.value))
+        let result = running.transaction()?.get(key.borrow()).await;
+        Ok(running.noting_conflicts(result)?.map(|entry| entry.value))
     }
 
     /// The same, decoded.
@@ -437,18 +468,20 @@ impl StoreTransaction {
     ) -> Result<Applied> {
         let (key, value) = (key.into_key()?, value.into());
         let mut running = self.running.lock().await;
-        running.as_mut().ok_or_else(ended)?.put(key.borrow(), value, options).await
+        let result = running.transaction()?.put(key.borrow(), value, options).await;
+        running.noting_conflicts(result)
     }
 
     /// Deletes a key, and says whether there was something.
     pub async fn delete(&self, key: impl IntoKey) -> Result<bool> {
         let key = key.into_key()?;
         let mut running = self.running.lock().await;
-        Ok(running.as_mut().ok_or_else(ended)?.delete(key.borrow(), Condition::Always).await?.is_yes())
+        let result = running.transaction()?.delete(key.borrow(), Condition::Always).await;
+        Ok(running.noting_conflicts(result)?.is_yes())
     }
 
     async fn end(&self, commit: bool) -> Result<()> {
-        let transaction = self.running.lock().await.take().ok_or_else(ended)?;
+        let transaction = self.running.lock().await.transaction.take().ok_or_else(ended)?;
         if commit { transaction.commit().await } else { transaction.rollback().await }
     }
 }

@@ -46,6 +46,25 @@ pub trait Transition: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Whatever the transition refuses. Nothing is changed then, and the error reaches the caller.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step>;
+
+    /// The same inside of Redis, for transitions that have such a twin. A store that runs no scripts applies
+    /// the transition.
+    fn script(&self) -> Option<ScriptCall> {
+        None
+    }
+}
+
+/// A Lua script that does to `KEYS[1]` what a transition does, with `ARGV` as here, and returns the reply as a
+/// string or an integer.
+///
+/// It refuses with `redis.error_reply('NAME message')`, where the name is that of an [`ErrorKind`], as in
+/// `NotInteger`. It takes the time from `redis.call('TIME')`, the clock that expiry is judged by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptCall {
+    /// The script's text. Stores keep it and send its digest.
+    pub source: &'static str,
+    /// What it is called with.
+    pub args: Vec<Bytes>,
 }
 
 /// What a transition decides.
@@ -120,6 +139,12 @@ impl Transition for Increment {
         let text = Bytes::from(sum.to_string());
         let expiry = if state.is_some() { Expiry::Keep } else { self.ttl.into() };
         Ok(Step::put(text.clone(), expiry, text))
+    }
+
+    fn script(&self) -> Option<ScriptCall> {
+        let ttl = self.ttl.map_or(0, |ttl| ttl.as_nanos().div_ceil(1_000_000));
+        let args = vec![self.delta.to_string().into(), ttl.to_string().into()];
+        Some(ScriptCall { source: include_str!("increment.lua"), args })
     }
 }
 

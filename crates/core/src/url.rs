@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use secrecy::SecretString;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// A store URL taken apart: `disk:./data?durability=buffered`.
@@ -69,6 +71,60 @@ impl StoreUrl {
         &self.address
     }
 
+    /// Takes the address apart as `//[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]..][/PATH]`. User, password and
+    /// path are percent-decoded; an IPv6 host stands in brackets.
+    ///
+    /// # Errors
+    /// `InvalidConfig` if it is not of this form. The password is not in the message.
+    pub fn authority(&self, default_port: u16) -> Result<Authority> {
+        let address = self.address.strip_prefix("//").ok_or_else(|| {
+            invalid(format!("a {0} URL begins with {0}://, as in {0}://localhost", self.scheme))
+        })?;
+        let (authority, path) = address.split_once('/').unwrap_or((address, ""));
+        let (login, hosts) = match authority.rsplit_once('@') {
+            Some((login, hosts)) => (Some(login), hosts),
+            None => (None, authority),
+        };
+        let (user, password) = match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
+            None => (None, None),
+            Some((user, password)) => {
+                let given = |text: String| (!text.is_empty()).then_some(text);
+                (given(self.decoded("user", user)?), given(self.decoded("password", password)?))
+            }
+        };
+        let hosts = hosts
+            .split(',')
+            .filter(|host| !host.is_empty())
+            .map(|host| self.endpoint(host, default_port))
+            .collect::<Result<_>>()?;
+        Ok(Authority { user, password: password.map(Into::into), hosts, path: self.decoded("path", path)? })
+    }
+
+    fn decoded(&self, what: &str, text: &str) -> Result<String> {
+        let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+        decoded
+            .map(std::borrow::Cow::into_owned)
+            .map_err(|_| invalid(format!("the {what} of the {} URL is not UTF-8", self.scheme)))
+    }
+
+    fn endpoint(&self, text: &str, default_port: u16) -> Result<Endpoint> {
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let port = port.map_or(Some(default_port), |port| port.parse().ok().filter(|&port| port != 0));
+        match port {
+            Some(port) if !host.is_empty() && !host.contains(['[', ']', ' ']) => {
+                Ok(Endpoint { host: host.to_owned(), port })
+            }
+            _ => Err(invalid(format!("{text:?} in the {} URL is no HOST:PORT", self.scheme))),
+        }
+    }
+
     /// Takes an option as text.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
         self.known.push(name);
@@ -117,6 +173,38 @@ impl StoreUrl {
     pub fn finish(self) -> Result<()> {
         let Some((name, _)) = self.options.first() else { return Ok(()) };
         Err(invalid(format!("{}: has no option {name:?}; {}", self.scheme, did_you_mean(name, &self.known))))
+    }
+}
+
+/// Whom to ask, and as whom: the address of a store on a network. `Debug` does not show the password.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    /// The user, if one is named.
+    pub user: Option<String>,
+    /// The password, if one is given.
+    pub password: Option<SecretString>,
+    /// The servers, in the order in which they are named; perhaps none.
+    pub hosts: Vec<Endpoint>,
+    /// What follows the first `/`, without it.
+    pub path: String,
+}
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -188,6 +276,38 @@ mod tests {
         for text in ["", "5", "1 month", "-1d", "0d", "99999999999999999999h"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn an_authority_is_taken_apart() {
+        use secrecy::ExposeSecret as _;
+
+        let url = StoreUrl::parse("redis+sentinel://us%40er:p%3A%2Fw@a,b:1,[::1]:2/my%20master?x=1").unwrap();
+        let authority = url.authority(26379).unwrap();
+        assert_eq!(authority.user.as_deref(), Some("us@er"));
+        assert_eq!(authority.password.as_ref().unwrap().expose_secret(), "p:/w");
+        let hosts: Vec<_> = authority.hosts.iter().map(ToString::to_string).collect();
+        assert_eq!(hosts, ["a:26379", "b:1", "[::1]:2"]);
+        assert_eq!(authority.path, "my master");
+        assert!(!format!("{authority:?}").contains("p:/w"));
+        let without = StoreUrl::parse("redis://:secret@h").unwrap().authority(1).unwrap();
+        assert!(without.user.is_none() && without.password.is_some() && without.path.is_empty());
+    }
+
+    #[test]
+    fn a_wrong_authority_is_refused_without_showing_the_password() {
+        for address in [
+            "redis:h",
+            "redis://u:hunter2@h:0",
+            "redis://u:hunter2@h:x",
+            "redis://u:hunter2@:1",
+            "redis://[::1",
+        ] {
+            let error = StoreUrl::parse(address).unwrap().authority(1).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{address}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        assert!(StoreUrl::parse("redis://%ff@h").unwrap().authority(1).is_err());
     }
 
     #[test]

@@ -474,6 +474,11 @@ impl StateBackend for MemoryBackend {
                 (0..SHARDS).for_each(|index| self.0.lock_shard(index).shrink());
             }
             Maintenance::Flush => {}
+            Maintenance::Analyze => {
+                return Err(
+                    Error::new(ErrorKind::Unsupported, "memory plans no queries").at(NAME, "maintain")
+                );
+            }
         }
         Ok(())
     }

@@ -1,0 +1,1 @@
+//! The Memcached backend of Commonhold, over the meta protocol.

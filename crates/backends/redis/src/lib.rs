@@ -1,0 +1,1 @@
+//! The Redis backend of Commonhold: standalone, Sentinel and Cluster.

@@ -1,0 +1,1 @@
+//! Reads and writes existing sled databases, to move off them.
