@@ -60,25 +60,38 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// # Errors
     /// Those of `run`; `Closed`, with an unknown outcome, if the runtime on which it was made has ended.
     pub async fn call(&self, question: Q) -> Result<A> {
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut state = self.shared.lock();
-            if !state.driven && !state.alone {
-                state.alone = true;
-                drop(state);
-                return self.shared.alone(question).await;
-            }
-            state.waiting.push(Waiting { question, answer: sender });
-            if !state.driven {
-                state.driven = true;
-                tokio::spawn(Driver { shared: Arc::clone(&self.shared), done: false }.drive());
-            }
+        match self.begin(question) {
+            Begun::Alone(question) => self.shared.alone(question).await,
+            Begun::Waiting(answer) => answer.await.unwrap_or_else(|_| {
+                let message = "the runtime on which the call was made has ended";
+                Err(Error::new(ErrorKind::Closed, message).with_retry(Retry::Ambiguous))
+            }),
         }
-        receiver.await.unwrap_or_else(|_| {
-            let message = "the runtime on which the call was made has ended";
-            Err(Error::new(ErrorKind::Closed, message).with_retry(Retry::Ambiguous))
-        })
     }
+
+    // A function of its own: a guard must not be part of the future, which would not be `Send`.
+    fn begin(&self, question: Q) -> Begun<Q, A> {
+        let mut state = self.shared.lock();
+        if !state.driven && !state.alone {
+            state.alone = true;
+            return Begun::Alone(question);
+        }
+        let (sender, receiver) = oneshot::channel();
+        state.waiting.push(Waiting { question, answer: sender });
+        if !state.driven {
+            state.driven = true;
+            tokio::spawn(Driver { shared: Arc::clone(&self.shared), done: false }.drive());
+        }
+        Begun::Waiting(receiver)
+    }
+}
+
+/// How a call is made.
+enum Begun<Q, A> {
+    /// By its caller.
+    Alone(Q),
+    /// By the task that carries out what waits.
+    Waiting(oneshot::Receiver<Result<A>>),
 }
 
 impl<Q, A> Shared<Q, A> {
@@ -187,6 +200,13 @@ mod tests {
             }
         });
         (gather, told, permits)
+    }
+
+    #[test]
+    fn a_call_can_be_made_from_any_thread() {
+        fn assert_send<T: Send>(_: T) {}
+        let (gather, _told, _permits) = doubling(1);
+        assert_send(gather.call(1));
     }
 
     #[tokio::test]
