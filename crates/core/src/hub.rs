@@ -22,7 +22,7 @@ const QUEUE_LEN: usize = 4096;
 /// Hands changes to watchers and messages to subscribers of one process.
 pub struct Hub {
     changes: broadcast::Sender<Change>,
-    channels: Mutex<HashMap<Key, broadcast::Sender<Bytes>>>,
+    channels: Mutex<HashMap<Key, broadcast::Sender<Message>>>,
 }
 
 impl Default for Hub {
@@ -45,7 +45,7 @@ impl Hub {
     /// The changes under a prefix from now on.
     pub fn watch(&self, prefix: &Prefix) -> BoxStream<'static, Result<Change>> {
         let prefix = prefix.clone();
-        let changes = receive(self.changes.subscribe(), |change| change, || Change::Missed);
+        let changes = receive(self.changes.subscribe(), || Change::Missed);
         changes
             .filter(move |change| {
                 let wanted = match change {
@@ -62,7 +62,7 @@ impl Hub {
     pub fn publish(&self, channel: &Key, message: Bytes) {
         let mut channels = self.channels();
         if let Some(sender) = channels.get(channel)
-            && sender.send(message).is_err()
+            && sender.send(Message::Payload(message)).is_err()
         {
             channels.remove(channel);
         }
@@ -73,12 +73,17 @@ impl Hub {
         let mut channels = self.channels();
         channels.retain(|_, sender| sender.receiver_count() > 0);
         let sender = channels.entry(channel.clone()).or_insert_with(|| broadcast::Sender::new(QUEUE_LEN));
-        let payloads = sender.subscribe();
-        receive(payloads, Message::Payload, || Message::Missed).map(Ok).boxed()
+        receive(sender.subscribe(), || Message::Missed).map(Ok).boxed()
+    }
+
+    /// Tells every watcher and every subscriber that something may have been missed.
+    pub fn missed(&self) {
+        self.report(Change::Missed);
+        self.channels().retain(|_, sender| sender.send(Message::Missed).is_ok());
     }
 
     // A std mutex: it is held for a few map operations and never across an await.
-    fn channels(&self) -> MutexGuard<'_, HashMap<Key, broadcast::Sender<Bytes>>> {
+    fn channels(&self) -> MutexGuard<'_, HashMap<Key, broadcast::Sender<Message>>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,14 +94,13 @@ impl fmt::Debug for Hub {
     }
 }
 
-fn receive<T: Clone + Send + 'static, U: 'static>(
+fn receive<T: Clone + Send + 'static>(
     receiver: broadcast::Receiver<T>,
-    received: fn(T) -> U,
-    missed: fn() -> U,
-) -> BoxStream<'static, U> {
+    missed: fn() -> T,
+) -> BoxStream<'static, T> {
     stream::unfold(receiver, move |mut receiver| async move {
         match receiver.recv().await {
-            Ok(item) => Some((received(item), receiver)),
+            Ok(item) => Some((item, receiver)),
             Err(RecvError::Lagged(_)) => Some((missed(), receiver)),
             Err(RecvError::Closed) => None,
         }
