@@ -17,7 +17,7 @@ use crate::{
 
 /// A store of bytes under keys.
 ///
-/// This is the trait for implementors, without default methods; users hold a [`Store`](crate::Store).
+/// This is the trait for implementors; users hold a [`Store`](crate::Store).
 /// Its exact meaning is pinned down by the conformance kit in `commonhold-testkit`:
 ///
 /// - Missing, expired and deleted entries read the same. An empty value is a value.
@@ -37,6 +37,14 @@ pub trait StateBackend: fmt::Debug + Send + Sync + 'static {
     /// The entry under a key.
     fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>>;
 
+    /// The value under a key: [`get`](Self::get) for those who do not ask how long it has left to live.
+    ///
+    /// Defined for all; to be overridden where the time left is a second question to the server, as in Redis,
+    /// where it takes as long as the first.
+    fn value<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Bytes>> {
+        self.get(key).then(|entry| Ok(entry?.map(|entry| entry.value)))
+    }
+
     /// Puts a value if the condition holds, and says whether it did.
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied>;
 
@@ -45,6 +53,12 @@ pub trait StateBackend: fmt::Debug + Send + Sync + 'static {
 
     /// The entries under these keys, in their order.
     fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>>;
+
+    /// The values under these keys, in their order; as [`value`](Self::value) is to [`get`](Self::get).
+    fn values<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Bytes>>> {
+        let value = |entry: Option<Entry>| entry.map(|entry| entry.value);
+        self.get_many(keys).then(move |entries| Ok(entries?.into_iter().map(value).collect()))
+    }
 
     /// Carries out writes as if one after the other, and answers in their order.
     ///

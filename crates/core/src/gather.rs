@@ -129,7 +129,11 @@ struct Driver<Q, A> {
 
 impl<Q, A> Driver<Q, A> {
     async fn drive(mut self) {
-        while let Some((questions, callers)) = self.shared.next() {
+        loop {
+            // Those who were answered just now ask again at once where there is much to do: all of them travel
+            // together then, instead of one now and the others later.
+            tokio::task::yield_now().await;
+            let Some((questions, callers)) = self.shared.next() else { break };
             match (self.shared.run)(questions).await {
                 Ok(answers) => {
                     let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));

@@ -79,8 +79,7 @@ impl Store {
 
     /// The value under a key.
     pub async fn get(&self, key: impl IntoKey) -> Result<Option<Bytes>> {
-        let key = key.into_key()?;
-        Ok(self.backend.get(key.borrow()).await?.map(|entry| entry.value))
+        self.backend.value(key.into_key()?.borrow()).await
     }
 
     /// The value under a key, and how long it has left to live.
@@ -94,9 +93,9 @@ impl Store {
     /// `Corrupt` if the bytes are not what the codec expects.
     pub async fn get_as<T, C: Decode<T>>(&self, key: impl IntoKey, codec: C) -> Result<Option<T>> {
         let key = key.into_key()?;
-        let entry = self.backend.get(key.borrow()).await?;
-        entry
-            .map(|entry| codec.decode(&entry.value))
+        let value = self.backend.value(key.borrow()).await?;
+        value
+            .map(|value| codec.decode(&value))
             .transpose()
             .map_err(|error| error.at(self.backend.name(), "get_as").with_key(key.borrow()))
     }
@@ -224,8 +223,7 @@ impl Store {
 
     /// The values under these keys, in their order.
     pub async fn batch_get(&self, keys: &[Key]) -> Result<Vec<Option<Bytes>>> {
-        let entries = self.backend.get_many(keys).await?;
-        Ok(entries.into_iter().map(|entry| entry.map(|entry| entry.value)).collect())
+        self.backend.values(keys).await
     }
 
     /// Puts values, for ever; of a key given twice the later value stays. All or none where

@@ -168,7 +168,19 @@ impl Outcome for Option<Entry> {
     }
 }
 
-impl Outcome for Vec<Option<Entry>> {
+impl Outcome for Option<Bytes> {
+    fn read(&self) -> (u64, u64, u64) {
+        match self {
+            Some(value) => (1, 0, value.len() as u64),
+            None => (0, 1, 0),
+        }
+    }
+}
+
+impl<T: Send + 'static> Outcome for Vec<Option<T>>
+where
+    Option<T>: Outcome,
+{
     fn read(&self) -> (u64, u64, u64) {
         self.iter()
             .map(Outcome::read)

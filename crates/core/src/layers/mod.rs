@@ -141,6 +141,10 @@ impl<L: Uniform> StateBackend for Layered<L> {
         self.layer.repeat(self.call(Operation::Get).key(key), move || self.inner.get(key))
     }
 
+    fn value<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Bytes>> {
+        self.layer.repeat(self.call(Operation::Get).key(key), move || self.inner.value(key))
+    }
+
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         let call = self.call(Operation::Put).key(key).puts(1, value.len());
         self.layer.repeat(call, move || self.inner.put(key, value.clone(), options.clone()))
@@ -153,6 +157,10 @@ impl<L: Uniform> StateBackend for Layered<L> {
 
     fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
         self.layer.repeat(self.call(Operation::GetMany), move || self.inner.get_many(keys))
+    }
+
+    fn values<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Bytes>>> {
+        self.layer.repeat(self.call(Operation::GetMany), move || self.inner.values(keys))
     }
 
     fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {

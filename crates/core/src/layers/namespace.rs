@@ -103,6 +103,10 @@ impl StateBackend for Namespaced {
         self.within(key, move |inner, key| inner.get(key))
     }
 
+    fn value<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Bytes>> {
+        self.within(key, move |inner, key| inner.value(key))
+    }
+
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         self.within(key, move |inner, key| inner.put(key, value, options))
     }
@@ -114,6 +118,13 @@ impl StateBackend for Namespaced {
     fn get_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Entry>>> {
         match keys.iter().map(|key| self.prefix.join(key)).collect::<Result<Vec<_>>>() {
             Ok(keys) => Answer::later(async move { self.inner.get_many(&keys).await }),
+            Err(error) => Answer::Ready(Err(error)),
+        }
+    }
+
+    fn values<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<Option<Bytes>>> {
+        match keys.iter().map(|key| self.prefix.join(key)).collect::<Result<Vec<_>>>() {
+            Ok(keys) => Answer::later(async move { self.inner.values(&keys).await }),
             Err(error) => Answer::Ready(Err(error)),
         }
     }
