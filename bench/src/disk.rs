@@ -60,7 +60,7 @@ impl Raw {
     fn open(path: &Path) -> fjall::Result<Self> {
         let database = Database::builder(path).cache_size(32 * MIB).max_journaling_size(64 * MIB).open()?;
         let entries =
-            database.keyspace("entries", || KeyspaceCreateOptions::default().max_memtable_size(16 * MIB))?;
+            database.keyspace("entries", || KeyspaceCreateOptions::default().max_memtable_size(8 * MIB))?;
         Ok(Self { database, entries })
     }
 

@@ -10,7 +10,7 @@ use commonhold_core::{
 /// | URL | options, with their defaults |
 /// |---|---|
 /// | `memory:` | `ttl` (none), `max_bytes` (none), `max_value=64MiB`, `capacity=0`, `cleanup_interval=1s` |
-/// | `disk:PATH` | `durability=sync` (or `buffered`, `interval:10ms`), `ttl` (none), `max_value=64MiB`, `cache=32MiB`, `memtable=16MiB`, `journal=64MiB`, `compression=true` |
+/// | `disk:PATH` | `durability=sync` (or `buffered`, `interval:10ms`), `ttl` (none), `max_value=64MiB`, `cache=32MiB`, `memtable=8MiB`, `journal=64MiB`, `compression=true` |
 ///
 /// # Errors
 /// `InvalidConfig` for a scheme or option that does not exist or takes something else; whatever keeps the

@@ -103,7 +103,11 @@ pub fn transact(
     Ok((effect, step.reply))
 }
 
-fn put(live: Option<&Record>, value: Bytes, expiry: Expiry, now: Timestamp, rules: &Rules) -> Result<Record> {
+/// The record of a value that is put.
+///
+/// # Errors
+/// As those of [`write()`].
+pub fn put(live: Option<&Record>, value: Bytes, expiry: Expiry, now: Timestamp, rules: &Rules) -> Result<Record> {
     if value.len() as u64 > rules.max_value_bytes {
         return Err(Error::new(
             ErrorKind::TooLarge,

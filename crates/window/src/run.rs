@@ -26,7 +26,7 @@ pub struct RunOptions {
     /// After how many rows state and position are committed, at least 1; rounded up to whole chunks of at most
     /// 1,000. 10,000 unless changed.
     pub commit_every: usize,
-    /// Bytes of memory for windows that are worked on. 32 MiB unless changed. Others are read from the store again.
+    /// Bytes of memory for windows that are worked on. 8 MiB unless changed. Others are read from the store again.
     pub cache_bytes: usize,
     /// What to do about a row that is no event.
     pub on_error: OnError,
@@ -43,7 +43,7 @@ impl Default for RunOptions {
         Self {
             restart: false,
             commit_every: 10_000,
-            cache_bytes: 32 * 1024 * 1024,
+            cache_bytes: 8 * 1024 * 1024,
             on_error: OnError::Stop,
             late_file: None,
             stop: None,

@@ -191,7 +191,10 @@ impl StateBackend for DiskBackend {
     }
 
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
-        let write = self.write(Write::Put { key: key.clone(), value, options });
+        let write = match self.handle.put_inline(key, &value, &options) {
+            Some(applied) => Answer::Ready(applied),
+            None => self.write(Write::Put { key: key.clone(), value, options }),
+        };
         write.then(move |applied| applied.map_err(|error| error.at(NAME, "put").with_key(key)))
     }
 

@@ -45,7 +45,7 @@ impl DiskConfig {
             path: path.into(),
             durability: Durability::Sync,
             cache_bytes: 32 * MIB,
-            memtable_bytes: 16 * MIB,
+            memtable_bytes: 8 * MIB,
             journal_bytes: Self::MIN_JOURNAL_BYTES,
             compression: true,
             rules: Rules::default(),
@@ -71,7 +71,7 @@ impl DiskConfig {
         self
     }
 
-    /// Memory for writes before they go into a table: 64 KiB to 1 GiB, 16 MiB by default. While tables are
+    /// Memory for writes before they go into a table: 64 KiB to 1 GiB, 8 MiB by default. While tables are
     /// being written up to four times as much is used.
     #[must_use]
     pub fn memtable_bytes(mut self, bytes: u64) -> Self {

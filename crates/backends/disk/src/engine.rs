@@ -137,14 +137,22 @@ impl Engine {
     ///
     /// After an error the changes may be in the journal or not, and no further ones are taken.
     pub(crate) fn commit(&self, changes: &Changes) -> Result<()> {
+        let bytes = changes.iter().map(|(key, record)| item_bytes(key, record)).sum();
+        self.committed(bytes, || match (self.persist_mode(), changes.len(), changes.iter().next()) {
+            (PersistMode::Buffer, 1, Some((key, record))) => self.write_single(key, record),
+            (mode, ..) => self.write_batch(changes, mode),
+        })
+    }
+
+    /// Writes one record without waiting for the disk; otherwise as [`commit`](Self::commit). Not for `sync`.
+    pub(crate) fn commit_single(&self, key: &Key, record: &Record) -> Result<()> {
+        self.committed(item_bytes(key, Some(record)), || self.write_single(key, Some(record)))
+    }
+
+    fn committed(&self, bytes: usize, write: impl FnOnce() -> fjall::Result<()>) -> Result<()> {
         self.journal_sync.check()?;
-        let bytes = changes.iter().map(|(key, record)| {
-            let value_len = record.map_or(0, |record| record.value.len());
-            key.as_bytes().len() + value_len + ITEM_OVERHEAD_BYTES
-        });
-        let bytes = i64::try_from(bytes.sum::<usize>()).unwrap_or(i64::MAX);
-        self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let written = contained(self.path(), || Ok(self.write(changes)));
+        self.room_bytes.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        let written = contained(self.path(), || Ok(write()));
         let error = match written {
             Ok(Ok(())) => {
                 self.journal_sync.written();
@@ -159,19 +167,23 @@ impl Engine {
         Err(error)
     }
 
-    fn write(&self, changes: &Changes) -> fjall::Result<()> {
-        let mode = match self.config.durability {
+    fn persist_mode(&self) -> PersistMode {
+        match self.config.durability {
             Durability::Sync => PersistMode::SyncAll,
             Durability::Buffered | Durability::Interval(_) => PersistMode::Buffer,
-        };
-        if let (PersistMode::Buffer, 1, Some((key, record))) = (mode, changes.len(), changes.iter().next()) {
-            // The same, without what a batch and a snapshot cost.
-            let _single = self.view.single();
-            return match record {
-                Some(record) => self.keyspace.insert(key.as_bytes(), record::encode(record)),
-                None => self.keyspace.remove(key.as_bytes()),
-            };
         }
+    }
+
+    /// Spares what a batch and a snapshot cost.
+    fn write_single(&self, key: &Key, record: Option<&Record>) -> fjall::Result<()> {
+        let _single = self.view.single();
+        match record {
+            Some(record) => self.keyspace.insert(key.as_bytes(), record::encode(record)),
+            None => self.keyspace.remove(key.as_bytes()),
+        }
+    }
+
+    fn write_batch(&self, changes: &Changes, mode: PersistMode) -> fjall::Result<()> {
         let _hidden = self.view.hide(self.db.snapshot());
         let mut batch = OwnedWriteBatch::with_capacity(self.db.clone(), changes.len()).durability(Some(mode));
         for (key, record) in changes.iter() {
@@ -267,6 +279,12 @@ impl Engine {
     fn failed(&self, error: fjall::Error) -> Error {
         engine_error(self.path(), error)
     }
+}
+
+/// About what the engine counts for an item in its memtable.
+fn item_bytes(key: &Key, record: Option<&Record>) -> usize {
+    let value_len = record.map_or(0, |record| record.value.len());
+    key.as_bytes().len() + value_len + ITEM_OVERHEAD_BYTES
 }
 
 fn open_database(

@@ -28,7 +28,7 @@
 //! # Limits
 //!
 //! Keys up to 1,024 bytes, values up to 64 MiB ([`DiskConfig::max_value_bytes`]), 65,536 writes or 128 MiB waiting
-//! for the disk (then [`Overloaded`](commonhold_core::ErrorKind::Overloaded)). Memory: the memtables (16 MiB
+//! for the disk (then [`Overloaded`](commonhold_core::ErrorKind::Overloaded)). Memory: the memtables (8 MiB
 //! each, up to four while the disk is behind) and the cache (32 MiB).
 //!
 //! Opening checks and replays the journals, which hold 64 MiB or somewhat more: below a second after 400,000

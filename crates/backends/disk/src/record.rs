@@ -9,7 +9,9 @@ const EXPIRES: u8 = 1;
 
 /// The bytes to store.
 pub(crate) fn encode(record: &Record) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(9 + record.value.len());
+    // Exactly as much as is needed: the engine then takes it over without another allocation.
+    let head = if record.expires_at.is_some() { 9 } else { 1 };
+    let mut bytes = Vec::with_capacity(head + record.value.len());
     match record.expires_at {
         None => bytes.push(LIVES_FOR_EVER),
         Some(at) => {

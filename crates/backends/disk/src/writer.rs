@@ -16,7 +16,10 @@ use std::{
     },
 };
 
-use commonhold_core::{Answer, Error, ErrorKind, Key, Result, Retry};
+use bytes::Bytes;
+use commonhold_core::{
+    Answer, Applied, Change, Condition, Error, ErrorKind, Expiry, Key, PutOptions, Result, Retry, embedded,
+};
 use tokio::{runtime, sync::oneshot};
 
 use crate::{
@@ -93,18 +96,48 @@ impl Handle {
     /// Carries it out here and now if that will not wait for the disk, as far as one can tell. Otherwise gives it
     /// back.
     fn write_inline(&self, operation: Operation) -> Result<Result<Reply>, Operation> {
-        let bytes = operation.bytes();
-        if self.engine.config().durability == Durability::Sync
-            || bytes > MAX_INLINE_BYTES
-            || operation.reads() && !self.reads.are_fast()
-        {
+        if operation.reads() && !self.reads.are_fast() {
             return Err(operation);
         }
-        let _writing = self.writer.inline();
-        if self.writer.has_leader.load(Ordering::SeqCst) || !self.engine.has_room(bytes) {
-            return Err(operation);
+        match self.begin_inline(operation.bytes()) {
+            Some(_writing) => Ok(self.carry_out(1, |group| group.apply(operation)).flatten()),
+            None => Err(operation),
         }
-        Ok(self.carry_out(1, |group| group.apply(operation)).flatten())
+    }
+
+    /// Puts a value here and now, like [`submit`](Self::submit), but without what a group costs: a quarter of the
+    /// time of a put. `None` if the put looks at what is stored, or may wait for the disk.
+    pub(crate) fn put_inline(
+        &self,
+        key: &Key,
+        value: &Bytes,
+        options: &PutOptions,
+    ) -> Option<Result<Applied>> {
+        if options.condition != Condition::Always || options.expiry == Expiry::Keep {
+            return None;
+        }
+        let _writing = self.begin_inline(key.as_bytes().len() + value.len())?;
+        let rules = &self.engine.config().rules;
+        let record = embedded::put(None, value.clone(), options.expiry, self.clock.now(), rules);
+        Some(record.and_then(|record| {
+            self.writer.operations.fetch_add(1, Ordering::Relaxed);
+            self.writer.commits.fetch_add(1, Ordering::Relaxed);
+            self.engine.commit_single(key, &record)?;
+            if self.hub.is_watched() {
+                self.hub.report(Change::Put(key.clone()));
+            }
+            Ok(Applied::Yes)
+        }))
+    }
+
+    /// Permission to write so many bytes where they are called for, if that will not wait for the disk.
+    fn begin_inline(&self, bytes: usize) -> Option<MutexGuard<'_, ()>> {
+        if self.engine.config().durability == Durability::Sync || bytes > MAX_INLINE_BYTES {
+            return None;
+        }
+        let writing = self.writer.inline();
+        let may_write = !self.writer.has_leader.load(Ordering::SeqCst) && self.engine.has_room(bytes);
+        may_write.then_some(writing)
     }
 
     fn enqueue(&self, operation: Operation) -> Result<oneshot::Receiver<Result<Reply>>> {
