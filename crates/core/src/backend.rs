@@ -383,6 +383,8 @@ pub struct Capabilities {
     pub ttl: bool,
     /// The step to which a time to live is rounded up.
     pub ttl_resolution: Duration,
+    /// The longest time to live.
+    pub max_ttl: Duration,
     /// Keys can be listed, counted and cleared by prefix.
     pub scan: bool,
     /// A scan returns keys in bytewise order and can begin [after](Scan::after) a key.
@@ -416,6 +418,7 @@ impl Capabilities {
     pub const NONE: Self = Self {
         ttl: false,
         ttl_resolution: Duration::from_millis(1),
+        max_ttl: Expiry::MAX,
         scan: false,
         ordered_scan: false,
         snapshot_scan: false,

@@ -38,6 +38,8 @@ pub struct Stats {
     pub latency: Latency,
     /// Bytes of memory in use, where the store knows.
     pub memory_bytes: Option<u64>,
+    /// How many it may use, where the store knows.
+    pub memory_limit_bytes: Option<u64>,
     /// Bytes on disk, where the store knows.
     pub disk_bytes: Option<u64>,
     /// Further figures of the backend: name and value.
