@@ -1,0 +1,41 @@
+//! Where the servers' programs are.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// The line that installs every server on Debian.
+pub const INSTALL: &str = "apt-get install -y redis-server postgresql memcached pgbouncer";
+
+/// The path of a program: from `PATH`, where Debian keeps daemons, or where it keeps PostgreSQL's newest version.
+///
+/// # Panics
+/// If it is not installed: the message holds [`INSTALL`].
+pub(super) fn find(name: &str) -> PathBuf {
+    try_find(name).unwrap_or_else(|| panic!("the tests need {name}, which is not installed: {INSTALL}"))
+}
+
+/// Those of the programs that the servers need and that are not installed.
+pub fn missing() -> Vec<&'static str> {
+    let needed = ["redis-server", "redis-cli", "postgres", "initdb", "psql", "memcached", "pgbouncer"];
+    needed.into_iter().filter(|name| try_find(name).is_none()).collect()
+}
+
+fn try_find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = postgres_directories();
+    directories.extend(env::split_paths(&path));
+    directories.extend(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    directories.into_iter().map(|directory| directory.join(name)).find(|path| path.is_file())
+}
+
+/// Newest first. They come before `PATH`, where Debian has wrappers that look for its own clusters.
+fn postgres_directories() -> Vec<PathBuf> {
+    let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let entries = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| version(path).is_some()).collect();
+    versions.sort_by_key(|path| std::cmp::Reverse(version(path)));
+    versions.into_iter().map(|path| path.join("bin")).collect()
+}

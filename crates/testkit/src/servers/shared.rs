@@ -1,0 +1,45 @@
+//! Servers that many tests use at once: those that the environment names, or one of each for this process.
+//!
+//! `cargo xtask test` starts them once for the whole run and sets the variables. A test takes a name of its own
+//! on them ([`unique`](super::unique)) and does them no harm.
+
+use std::{env, sync::OnceLock};
+
+use super::{Memcached, Postgres, Redis};
+
+/// A standalone Redis: `COMMONHOLD_TEST_REDIS_URL`, or one that this process starts.
+pub fn redis_url() -> &'static str {
+    static SERVER: OnceLock<Redis> = OnceLock::new();
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| given(REDIS).unwrap_or_else(|| SERVER.get_or_init(Redis::start).url()))
+}
+
+/// A PostgreSQL database: `COMMONHOLD_TEST_POSTGRES_URL`, or one that this process starts.
+pub fn postgres_url() -> &'static str {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| given(POSTGRES).unwrap_or_else(|| SERVER.get_or_init(Postgres::start).url()))
+}
+
+/// Two Memcached servers in one URL: `COMMONHOLD_TEST_MEMCACHED_URL`, or two that this process starts.
+pub fn memcached_url() -> &'static str {
+    static SERVERS: OnceLock<[Memcached; 2]> = OnceLock::new();
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| {
+        given(MEMCACHED).unwrap_or_else(|| {
+            let [one, other] = SERVERS.get_or_init(|| [Memcached::start(), Memcached::start()]);
+            format!("memcached://{},{}", one.address(), other.address())
+        })
+    })
+}
+
+/// Names the Redis of [`redis_url`].
+pub const REDIS: &str = "COMMONHOLD_TEST_REDIS_URL";
+/// Names the database of [`postgres_url`].
+pub const POSTGRES: &str = "COMMONHOLD_TEST_POSTGRES_URL";
+/// Names the servers of [`memcached_url`].
+pub const MEMCACHED: &str = "COMMONHOLD_TEST_MEMCACHED_URL";
+
+fn given(variable: &str) -> Option<String> {
+    env::var(variable).ok().filter(|url| !url.is_empty())
+}
