@@ -1,0 +1,179 @@
+//! Connects to the server that takes writes.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use commonhold_core::{Error, ErrorKind, Result, Retry, url::Endpoint};
+use futures_util::future::poll_fn;
+use secrecy::ExposeSecret as _;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_postgres::{AsyncMessage, Client, Config, Notification, config::TargetSessionAttrs};
+
+use crate::{
+    config::PostgresConfig,
+    connection::Connection,
+    error,
+    sql::Text,
+    tls::{self, MakeTls},
+};
+
+/// Longer than a statement may take on the server, so that its own word on that comes first.
+const ANSWER_SLACK: Duration = Duration::from_millis(500);
+/// What shares a connection with others waits this long for a lock; then it goes where it holds up nobody.
+const LOCK_TIMEOUT_MS: u64 = 20;
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Whether statements of several callers follow each other on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// They do: none may wait for a lock.
+    Shared,
+    /// One caller has it for itself.
+    Exclusive,
+    /// For housekeeping that may take as long as it takes.
+    Patient,
+}
+
+/// Makes connections.
+pub(crate) struct Connector {
+    config: PostgresConfig,
+    texts: Arc<[Text]>,
+    tls: MakeTls,
+    /// The host that took writes last.
+    preferred: AtomicUsize,
+}
+
+impl Connector {
+    /// # Errors
+    /// `InvalidConfig` if the certificates of the authorities cannot be read.
+    pub(crate) fn new(config: PostgresConfig, texts: Vec<Text>) -> Result<Self> {
+        let tls = tls::connector(&config.tls)?;
+        Ok(Self { config, texts: texts.into(), tls, preferred: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
+    /// Connects to the primary: to the host that was it last, else to the first that takes writes.
+    ///
+    /// # Errors
+    /// That of the last host, with those of the others in its message.
+    pub(crate) async fn connect(&self, used: Use) -> Result<Connection> {
+        let (client, notifications) = self.client(used).await?;
+        // Nobody listens on this one.
+        drop(notifications);
+        let limit = (used != Use::Patient).then(|| self.config.timeout + ANSWER_SLACK);
+        Ok(Connection::new(client, Arc::clone(&self.texts), !self.config.pgbouncer, limit))
+    }
+
+    /// The same, with the notifications that come on the connection. They end with it.
+    pub(crate) async fn listen(&self) -> Result<(Connection, mpsc::UnboundedReceiver<Notification>)> {
+        let (client, notifications) = self.client(Use::Exclusive).await?;
+        let limit = Some(self.config.timeout + ANSWER_SLACK);
+        Ok((Connection::new(client, Arc::clone(&self.texts), true, limit), notifications))
+    }
+
+    async fn client(&self, used: Use) -> Result<(Client, mpsc::UnboundedReceiver<Notification>)> {
+        let hosts = self.config.hosts.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failed: Option<Error> = None;
+        for offset in 0..hosts {
+            let index = (first + offset) % hosts;
+            let Some(host) = self.config.hosts.get(index) else { continue };
+            match self.client_of(host, used).await {
+                Ok(client) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(client);
+                }
+                // Another host would refuse the same.
+                Err(error) if error.kind() == ErrorKind::Unauthorized => return Err(error),
+                Err(error) => {
+                    failed = Some(failed.map_or_else(|| error.clone(), |before| joined(&before, &error)))
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::InvalidConfig, "name at least one server")))
+    }
+
+    async fn client_of(
+        &self,
+        host: &Endpoint,
+        used: Use,
+    ) -> Result<(Client, mpsc::UnboundedReceiver<Notification>)> {
+        let limit = self.config.connect_timeout;
+        let config = self.driver_config(host, used);
+        let connected = timeout(limit, config.connect(self.tls.clone())).await;
+        let (client, mut connection) = connected
+            .map_err(|_| error::timeout(format_args!("{host}: not connected"), limit, Retry::Safe))?
+            .map_err(|error| error::connect(host, &error))?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+                match message {
+                    Ok(AsyncMessage::Notification(notification)) => drop(sender.send(notification)),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(closed = error.is_closed(), "a connection to PostgreSQL ended");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok((client, receiver))
+    }
+
+    fn driver_config(&self, host: &Endpoint, used: Use) -> Config {
+        let mut config = Config::new();
+        config
+            .host(&host.host)
+            .port(host.port)
+            .user(&self.config.user)
+            .dbname(self.config.database_name())
+            .application_name(&self.config.application)
+            .ssl_mode(tls::driver_mode(self.config.tls.mode))
+            .connect_timeout(self.config.connect_timeout)
+            .keepalives_idle(KEEPALIVE);
+        if let Some(password) = &self.config.password {
+            config.password(password.expose_secret());
+        }
+        if self.config.hosts.len() > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        if !self.config.pgbouncer {
+            config.options(self.session(used));
+        }
+        config
+    }
+
+    /// Every statement finds its rows by the key, so scans of whole tables are never what is wanted: a plan that was
+    /// made while the table was empty would stay with one.
+    fn session(&self, used: Use) -> String {
+        let timeout = if used == Use::Patient { 0 } else { self.config.timeout.as_millis().max(1) };
+        let lock_timeout = if used == Use::Shared { LOCK_TIMEOUT_MS } else { 0 };
+        format!(
+            "-c statement_timeout={timeout} -c lock_timeout={lock_timeout} -c enable_seqscan=off -c jit=off \
+             -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed"
+        )
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Of two hosts that failed, what both said; as transient as the more transient of the two.
+fn joined(first: &Error, second: &Error) -> Error {
+    let safe = first.retry() == Retry::Safe || second.retry() == Retry::Safe;
+    let kind = if second.retry() == Retry::Safe { second.kind() } else { first.kind() };
+    let retry = if safe { Retry::Safe } else { Retry::Never };
+    Error::new(kind, format!("{}; {}", first.message(), second.message())).with_retry(retry)
+}

@@ -1,0 +1,104 @@
+//! Single reads and single puts that are made at the same time, as one statement.
+
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use commonhold_core::{Entry, Gather, Key, Result};
+
+use crate::{connection::Params, error, lanes::Lanes, sql::Sql, values};
+
+/// How many travel together at most.
+const MAX: usize = 256;
+
+/// A value that is put in any case.
+#[derive(Debug, Clone)]
+pub(crate) struct PlainPut {
+    pub(crate) key: Key,
+    pub(crate) value: Bytes,
+    pub(crate) ttl_micros: Option<i64>,
+}
+
+impl PlainPut {
+    /// Longer values travel alone: nobody waits for them, and a statement stays small.
+    pub(crate) const MAX_GATHERED_BYTES: usize = 64 * 1024;
+}
+
+/// The calls that are under way.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    gets: Gather<Key, Option<Entry>>,
+    /// Answers whether it was carried out: not if somebody holds a lock on one of the rows.
+    puts: Gather<PlainPut, bool>,
+}
+
+impl Gathered {
+    pub(crate) fn new(lanes: &Arc<Lanes>) -> Self {
+        let (reads, writes) = (Arc::clone(lanes), Arc::clone(lanes));
+        Self {
+            gets: Gather::new(MAX, move |keys| get(Arc::clone(&reads), keys)),
+            puts: Gather::new(MAX, move |puts| put(Arc::clone(&writes), puts)),
+        }
+    }
+
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.gets.call(key.clone()).await
+    }
+
+    pub(crate) async fn put(&self, put: PlainPut) -> Result<bool> {
+        self.puts.call(put).await
+    }
+}
+
+async fn get(lanes: Arc<Lanes>, keys: Vec<Key>) -> Result<Vec<Result<Option<Entry>>>> {
+    let connection = lanes.reads().await?;
+    if let [key] = &keys[..] {
+        let rows = connection.query(Sql::Get, &[&key.as_bytes()]).await?;
+        return Ok(vec![rows.first().map_or(Ok(None), |row| values::entry(row, 0))]);
+    }
+    let rows = connection.query(Sql::GetMany, &[&bytes(&keys)]).await?;
+    let found = entries(&rows)?;
+    Ok(keys.iter().map(|key| Ok(found.get(key.as_bytes()).cloned())).collect())
+}
+
+/// The keys as a parameter.
+pub(crate) fn bytes(keys: &[Key]) -> Vec<&[u8]> {
+    keys.iter().map(Key::as_bytes).collect()
+}
+
+/// The entries in rows of [`Sql::GetMany`], by their keys.
+pub(crate) fn entries(rows: &[tokio_postgres::Row]) -> Result<HashMap<&[u8], Entry>> {
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in rows {
+        if let Some(entry) = values::entry(row, 1)? {
+            found.insert(values::column(row, 0)?, entry);
+        }
+    }
+    Ok(found)
+}
+
+async fn put(lanes: Arc<Lanes>, puts: Vec<PlainPut>) -> Result<Vec<Result<bool>>> {
+    let connection = lanes.writes().await?;
+    let executed = if let [put] = &puts[..] {
+        let params: Params<'_> = &[&put.key.as_bytes(), &&put.value[..], &put.ttl_micros, &false];
+        connection.execute(Sql::Put, params).await
+    } else {
+        let last = last_of_each(&puts);
+        let keys: Vec<&[u8]> = last.iter().map(|put| put.key.as_bytes()).collect();
+        let values: Vec<&[u8]> = last.iter().map(|put| &put.value[..]).collect();
+        let ttls: Vec<Option<i64>> = last.iter().map(|put| put.ttl_micros).collect();
+        connection.execute(Sql::PutMany, &[&keys, &values, &ttls]).await
+    };
+    match executed {
+        Ok(_) => Ok(puts.iter().map(|_| Ok(true)).collect()),
+        Err(error) if error::is_locked_out(&error) || error::is_deadlock(&error) => {
+            Ok(puts.iter().map(|_| Ok(false)).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The last put of each key, in the order of keys: in this order everybody locks rows.
+pub(crate) fn last_of_each<'a>(puts: impl IntoIterator<Item = &'a PlainPut>) -> Vec<&'a PlainPut> {
+    let last: BTreeMap<&Key, &PlainPut> = puts.into_iter().map(|put| (&put.key, put)).collect();
+    last.into_values().collect()
+}

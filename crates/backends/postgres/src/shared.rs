@@ -1,0 +1,152 @@
+//! What everything that works on the table has: the connections, and how statements are sent over them.
+
+use std::sync::Arc;
+
+use commonhold_core::{Error, ErrorKind, Expiry, Key, Result, Timestamp, embedded::Record, embedded::Rules};
+
+use crate::{
+    config::PostgresConfig,
+    connect::Connector,
+    connection::Params,
+    error,
+    gathered::{Gathered, PlainPut},
+    lanes::Lanes,
+    names::Names,
+    pool::Pool,
+    sql::Sql,
+    values,
+};
+
+/// How often a statement that the server undid because of a deadlock is carried out at most.
+const ATTEMPTS: usize = 5;
+/// A batch with more writes has a connection to itself.
+const SHARED_WRITES: usize = 64;
+
+/// The store's inside.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) connector: Arc<Connector>,
+    pub(crate) names: Names,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) pool: Pool,
+    pub(crate) gathered: Gathered,
+    /// The statement that ends a big load.
+    pub(crate) load: String,
+}
+
+impl Shared {
+    pub(crate) fn new(config: PostgresConfig) -> Result<Self> {
+        let names = Names::new(&config.schema, &config.table)?;
+        let connector = Arc::new(Connector::new(config, Sql::texts(&names))?);
+        let lanes = Arc::new(Lanes::new(&connector));
+        let pool = Pool::new(&connector)?;
+        let gathered = Gathered::new(&lanes);
+        let load = Self::load_statement(&names.table);
+        Ok(Self { connector, names, lanes, pool, gathered, load })
+    }
+
+    pub(crate) fn config(&self) -> &PostgresConfig {
+        self.connector.config()
+    }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.config().rules
+    }
+
+    /// The number of rows that a single write changes. It shares a connection unless it has to wait for a lock.
+    pub(crate) async fn execute(&self, sql: Sql, params: Params<'_>) -> Result<u64> {
+        match self.lanes.any().await?.execute(sql, params).await {
+            Err(error) if error::is_locked_out(&error) || error::is_deadlock(&error) => {
+                self.execute_alone(sql, params).await
+            }
+            executed => executed,
+        }
+    }
+
+    /// The same on a connection of its own.
+    pub(crate) async fn execute_alone(&self, sql: Sql, params: Params<'_>) -> Result<u64> {
+        let mut attempts = Attempts::default();
+        loop {
+            let executed = self.pool.get().await?.execute(sql, params).await;
+            if !attempts.again(&executed) {
+                return executed;
+            }
+        }
+    }
+
+    /// The rows of a statement on a connection of its own.
+    pub(crate) async fn query_alone(&self, sql: Sql, params: Params<'_>) -> Result<Vec<tokio_postgres::Row>> {
+        let mut attempts = Attempts::default();
+        loop {
+            let rows = self.pool.get().await?.query(sql, params).await;
+            if !attempts.again(&rows) {
+                return rows;
+            }
+        }
+    }
+
+    /// The live record under a key and the time, which is there in any case.
+    pub(crate) async fn read(&self, key: &Key) -> Result<(Option<Record>, Timestamp)> {
+        let rows = self.lanes.any().await?.query(Sql::Read, &[&key.as_bytes()]).await?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, "no row came"))?;
+        let now: values::Time = values::column(row, 2)?;
+        if values::column::<Option<&[u8]>>(row, 0)?.is_none() {
+            return Ok((None, now.into()));
+        }
+        let record = values::record(row, 0)?;
+        Ok((Some(record).filter(|record| record.is_live(now.into())), now.into()))
+    }
+
+    /// Puts a value in any case, together with others that are put at the same time.
+    pub(crate) async fn put(&self, put: PlainPut) -> Result<()> {
+        if put.value.len() <= PlainPut::MAX_GATHERED_BYTES && self.gathered.put(put.clone()).await? {
+            return Ok(());
+        }
+        let params: Params<'_> = &[&put.key.as_bytes(), &&put.value[..], &put.ttl_micros, &false];
+        self.execute_alone(Sql::Put, params).await.map(drop)
+    }
+
+    /// Puts values under different keys, given in order, in one step.
+    pub(crate) async fn put_many(&self, puts: &[&PlainPut]) -> Result<()> {
+        let keys: Vec<&[u8]> = puts.iter().map(|put| put.key.as_bytes()).collect();
+        let values: Vec<&[u8]> = puts.iter().map(|put| &put.value[..]).collect();
+        let ttls: Vec<Option<i64>> = puts.iter().map(|put| put.ttl_micros).collect();
+        let params: Params<'_> = &[&keys, &values, &ttls];
+        if puts.len() > SHARED_WRITES {
+            return self.execute_alone(Sql::PutMany, params).await.map(drop);
+        }
+        self.execute(Sql::PutMany, params).await.map(drop)
+    }
+
+    /// Checks a value and its expiry, as every put does before it goes anywhere.
+    pub(crate) fn check(&self, len: usize, expiry: Expiry) -> Result<()> {
+        let max = self.rules().max_value_bytes;
+        if len as u64 > max {
+            let message = format!("a value has at most {max} bytes, this one has {len}");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        expiry.check()
+    }
+
+    /// The time to live in microseconds, rounded up; the default of the store for [`Expiry::Never`].
+    pub(crate) fn ttl_micros(&self, expiry: Expiry) -> Option<i64> {
+        let ttl = match expiry {
+            Expiry::Never => self.rules().default_ttl,
+            Expiry::Keep => None,
+            Expiry::After(ttl) => Some(ttl),
+        };
+        ttl.map(|ttl| i64::try_from(ttl.as_nanos().div_ceil(1000)).unwrap_or(i64::MAX))
+    }
+}
+
+/// Counts how often something was done that the server may undo, as a whole, because of a deadlock.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(usize);
+
+impl Attempts {
+    /// Whether it was undone and is worth another try.
+    pub(crate) fn again<T>(&mut self, result: &Result<T>) -> bool {
+        self.0 += 1;
+        self.0 < ATTEMPTS && matches!(result, Err(error) if error::is_deadlock(error))
+    }
+}

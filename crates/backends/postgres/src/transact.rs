@@ -1,0 +1,63 @@
+//! Transitions: at first without a lock, under the row's lock when others keep getting in the way.
+
+use std::{collections::BTreeMap, slice};
+
+use bytes::Bytes;
+use commonhold_core::{
+    Key, Result, Transition,
+    embedded::{self, Effect, Record},
+};
+
+use crate::{shared::Shared, sql::Sql, values::Time};
+
+/// How often a transition is tried without a lock.
+const OPTIMISTIC_ATTEMPTS: usize = 2;
+
+impl Shared {
+    /// Applies a transition to what is there, and writes if that is there still.
+    ///
+    /// # Errors
+    /// The transition's own; nothing is changed then.
+    pub(crate) async fn transact(&self, key: &Key, transition: &dyn Transition) -> Result<Bytes> {
+        for _ in 0..OPTIMISTIC_ATTEMPTS {
+            let (live, now) = self.read(key).await?;
+            let (effect, reply) = embedded::transact(live.as_ref(), transition, now, self.rules())?;
+            if self.replace(key, live.as_ref(), &effect).await? {
+                return Ok(reply);
+            }
+        }
+        self.locked(slice::from_ref(key), |live, now| {
+            let (effect, reply) = embedded::transact(live.get(key), transition, now, self.rules())?;
+            let change = match effect {
+                Effect::Nothing => return Ok((BTreeMap::new(), reply)),
+                Effect::Put(record) => Some(record),
+                Effect::Delete => None,
+            };
+            Ok((BTreeMap::from([(key.clone(), change)]), reply))
+        })
+        .await
+    }
+
+    /// Puts the effect in the place of what was read, and says whether that was there still.
+    async fn replace(&self, key: &Key, old: Option<&Record>, effect: &Effect) -> Result<bool> {
+        let key = key.as_bytes();
+        let changed = match (effect, old) {
+            (Effect::Nothing, _) | (Effect::Delete, None) => return Ok(true),
+            (Effect::Put(new), None) => {
+                self.execute(Sql::Create, &[&key, &&new.value[..], &expiry(new)]).await?
+            }
+            (Effect::Put(new), Some(old)) => {
+                let (value, old_value) = (&new.value[..], &old.value[..]);
+                self.execute(Sql::Swap, &[&key, &value, &expiry(new), &old_value, &expiry(old)]).await?
+            }
+            (Effect::Delete, Some(old)) => {
+                self.execute(Sql::Remove, &[&key, &&old.value[..], &expiry(old)]).await?
+            }
+        };
+        Ok(changed > 0)
+    }
+}
+
+fn expiry(record: &Record) -> Option<Time> {
+    record.expires_at.map(Time::from)
+}
