@@ -22,21 +22,27 @@
 mod control;
 
 mod account;
+mod certificates;
 mod memcached;
 mod port;
 mod postgres;
 mod process;
 mod program;
 mod redis;
+mod redis_cluster;
+mod redis_sentinel;
 pub mod shared;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::{
+    certificates::{Certificates, SERVER_NAMES},
     memcached::Memcached,
     postgres::Postgres,
     program::{INSTALL, missing},
     redis::{Redis, RedisBuilder},
+    redis_cluster::RedisCluster,
+    redis_sentinel::{RedisSentinel, SERVICE},
 };
 
 /// The password of the servers that have one.

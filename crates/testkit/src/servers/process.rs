@@ -2,10 +2,10 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::Write,
     os::unix::{
-        fs::chown,
+        fs::{PermissionsExt, chown},
         process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
@@ -276,6 +276,13 @@ impl Directory {
         let path = self.path.join(name);
         fs::write(&path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         Account::unprivileged().own(&path);
+        path
+    }
+
+    /// Writes a file that nobody but the server may read.
+    pub(super) fn write_secret(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.write(name, content);
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("the owner can change permissions");
         path
     }
 

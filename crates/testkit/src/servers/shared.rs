@@ -3,15 +3,35 @@
 //! `cargo xtask test` starts them once for the whole run and sets the variables. A test takes a name of its own
 //! on them ([`unique`](super::unique)) and does them no harm.
 
-use std::{env, sync::OnceLock};
+use std::{env, sync::OnceLock, time::Duration};
 
-use super::{Memcached, Postgres, Redis};
+use super::{Memcached, Postgres, Redis, RedisCluster, RedisSentinel};
 
 /// A standalone Redis: `COMMONHOLD_TEST_REDIS_URL`, or one that this process starts.
 pub fn redis_url() -> &'static str {
     static SERVER: OnceLock<Redis> = OnceLock::new();
     static URL: OnceLock<String> = OnceLock::new();
     URL.get_or_init(|| given(REDIS).unwrap_or_else(|| SERVER.get_or_init(Redis::start).url()))
+}
+
+/// A Redis Cluster: `COMMONHOLD_TEST_REDIS_CLUSTER_URL`, or one that this process starts. It bears a minute
+/// without an answer, so that a busy machine causes no failover.
+pub fn redis_cluster_url() -> &'static str {
+    static SERVERS: OnceLock<RedisCluster> = OnceLock::new();
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| {
+        let start = || RedisCluster::with_node_timeout(Duration::from_secs(60));
+        given(REDIS_CLUSTER).unwrap_or_else(|| SERVERS.get_or_init(start).url())
+    })
+}
+
+/// Redis behind Sentinels: `COMMONHOLD_TEST_REDIS_SENTINEL_URL`, or one that this process starts.
+pub fn redis_sentinel_url() -> &'static str {
+    static SERVERS: OnceLock<RedisSentinel> = OnceLock::new();
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| {
+        given(REDIS_SENTINEL).unwrap_or_else(|| SERVERS.get_or_init(RedisSentinel::start).url())
+    })
 }
 
 /// A PostgreSQL database: `COMMONHOLD_TEST_POSTGRES_URL`, or one that this process starts.
@@ -35,6 +55,10 @@ pub fn memcached_url() -> &'static str {
 
 /// Names the Redis of [`redis_url`].
 pub const REDIS: &str = "COMMONHOLD_TEST_REDIS_URL";
+/// Names the Cluster of [`redis_cluster_url`].
+pub const REDIS_CLUSTER: &str = "COMMONHOLD_TEST_REDIS_CLUSTER_URL";
+/// Names the Sentinels of [`redis_sentinel_url`].
+pub const REDIS_SENTINEL: &str = "COMMONHOLD_TEST_REDIS_SENTINEL_URL";
 /// Names the database of [`postgres_url`].
 pub const POSTGRES: &str = "COMMONHOLD_TEST_POSTGRES_URL";
 /// Names the servers of [`memcached_url`].
