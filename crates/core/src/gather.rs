@@ -94,6 +94,9 @@ enum Begun<Q, A> {
     Waiting(oneshot::Receiver<Result<A>>),
 }
 
+/// The questions to ask together, and who waits for the answer to each.
+type Calls<Q, A> = (Vec<Q>, Vec<oneshot::Sender<Result<A>>>);
+
 impl<Q, A> Shared<Q, A> {
     async fn alone(&self, question: Q) -> Result<A> {
         let _alone = OnDrop(|| self.lock().alone = false);
@@ -102,7 +105,7 @@ impl<Q, A> Shared<Q, A> {
     }
 
     /// The next calls and those who wait for them. None, and no longer driven, if there are none.
-    fn next(&self) -> Option<(Vec<Q>, Vec<oneshot::Sender<Result<A>>>)> {
+    fn next(&self) -> Option<Calls<Q, A>> {
         let mut state = self.lock();
         // Those who have given up waiting are not asked for.
         state.waiting.retain(|waiting| !waiting.answer.is_closed());
