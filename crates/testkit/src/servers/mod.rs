@@ -24,6 +24,7 @@ mod control;
 mod account;
 mod certificates;
 mod memcached;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
@@ -38,7 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use self::{
     certificates::{Certificates, SERVER_NAMES},
     memcached::Memcached,
-    postgres::Postgres,
+    pgbouncer::PgBouncer,
+    postgres::{Postgres, PostgresBuilder},
     program::{INSTALL, missing},
     redis::{Redis, RedisBuilder},
     redis_cluster::RedisCluster,
