@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change lands, in one command.
 
+mod servers;
+
 use std::{
     env,
     process::{Command, ExitCode, Stdio},
@@ -9,14 +11,18 @@ use std::{
 const USAGE: &str = "usage: cargo xtask test [FILTER]
 
 Checks formatting and lints, builds, and runs every test and doc test. With FILTER only the tests whose
-name contains it.";
+name contains it.
+
+The tests run against real servers, which are started for them. As root, those that are missing are installed.
+COMMONHOLD_TEST_REDIS_URL, _REDIS_SENTINEL_URL, _REDIS_CLUSTER_URL, _POSTGRES_URL and _MEMCACHED_URL name
+servers to use instead.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let passed = match arguments.as_slice() {
         ["test"] => test(),
-        ["test", filter] => run_tests(Some(filter)),
+        ["test", filter] => servers::install() && run_tests(Some(filter)),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             true
@@ -31,30 +37,39 @@ fn main() -> ExitCode {
 
 /// Each step, cheapest first, until one fails.
 fn test() -> bool {
-    step("formatting", cargo(&["fmt", "--all", "--check"]))
-        && step(
-            "lints",
-            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]),
-        )
+    servers::install()
+        && step("formatting", cargo(&["fmt", "--all", "--check"]))
+        && step("lints", {
+            let mut lints = workspace(&["clippy", "--all-targets", "--quiet"]);
+            lints.args(["--", "-D", "warnings"]);
+            lints
+        })
         && step("documentation", {
-            let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
+            let mut doc = workspace(&["doc", "--no-deps", "--quiet"]);
             doc.env("RUSTDOCFLAGS", "-D warnings");
             doc
         })
-        && step("doc tests", cargo(&["test", "--workspace", "--doc", "--locked", "--quiet"]))
+        && step("doc tests", workspace(&["test", "--doc", "--quiet"]))
         && run_tests(None)
 }
 
-/// The tests, by nextest where it is installed.
+/// The tests with the servers that they share, by nextest where it is installed.
 fn run_tests(filter: Option<&str>) -> bool {
     let nextest = cargo(&["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let mut tests = match nextest {
-        Ok(status) if status.success() => cargo(&["nextest", "run", "--no-fail-fast"]),
-        _ => cargo(&["test", "--lib", "--bins", "--tests", "--no-fail-fast"]),
+        Ok(status) if status.success() => workspace(&["nextest", "run", "--no-fail-fast"]),
+        _ => workspace(&["test", "--lib", "--bins", "--tests", "--no-fail-fast"]),
     };
     // The benchmarks are linted, not run.
-    tests.args(["--workspace", "--exclude", "commonhold-bench", "--locked"]).args(filter);
-    step("tests", tests)
+    tests.args(["--exclude", "commonhold-bench"]).args(filter);
+    servers::share(&mut tests) && step("tests", tests)
+}
+
+/// A command of cargo for all crates with all features.
+fn workspace(arguments: &[&str]) -> Command {
+    let mut command = cargo(arguments);
+    command.args(["--workspace", "--all-features", "--locked"]);
+    command
 }
 
 fn cargo(arguments: &[&str]) -> Command {
