@@ -149,6 +149,17 @@ impl DiskBackend {
     }
 }
 
+/// Says so if the disk has less than a twentieth of its space left, or less than 256 MiB.
+fn nearly_full(path: &Path) -> Option<String> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+    let is_low = free < all / 20 || free < 256 << 20;
+    is_low.then(|| {
+        let mebibytes = free >> 20;
+        format!("the disk has {mebibytes} MiB left: when it is full, no more writes are taken; make room")
+    })
+}
+
 fn unexpected(reply: &Reply) -> Error {
     Error::new(ErrorKind::Internal, format!("the writer answered {reply:?}"))
 }
@@ -281,13 +292,13 @@ impl StateBackend for DiskBackend {
                     config.durability
                 ));
             }
+            warnings.extend(nearly_full(shared.engine.path()));
             Ok(Health {
                 version: VERSION.to_owned(),
                 now: Some(shared.clock.now()),
                 details: vec![
                     ("path".to_owned(), shared.engine.path().display().to_string()),
                     ("durability".to_owned(), config.durability.to_string()),
-                    ("bytes on disk".to_owned(), disk_bytes(shared.engine.path()).to_string()),
                 ],
                 warnings,
             })

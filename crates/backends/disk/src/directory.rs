@@ -33,7 +33,11 @@ impl Directory {
         if path.metadata().is_ok_and(|metadata| !metadata.is_dir()) {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
-        fs::create_dir_all(path).map_err(failed)?;
+        fs::create_dir_all(path).map_err(|error| match error.kind() {
+            // Not a file of a store that is missing: no directory can be there.
+            io::ErrorKind::NotFound => failed(io::ErrorKind::NotADirectory.into()),
+            _ => failed(error),
+        })?;
         let path = &path.canonicalize().map_err(failed)?;
         wait_until_closed(path);
         let lies_there = |file| path.join(file).try_exists().map_err(failed);

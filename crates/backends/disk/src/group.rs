@@ -166,7 +166,13 @@ pub(crate) struct Group<'a> {
     now: Timestamp,
     rules: &'a Rules,
     changes: Changes,
+    operations: u64,
+    /// Of the values that were staged, also those that a later one has replaced.
+    value_bytes: usize,
 }
+
+/// How much a group holds before it is written. An operation by itself may hold more.
+const MAX_VALUE_BYTES: usize = 32 * 1024 * 1024;
 
 impl<'a> Group<'a> {
     pub(crate) fn new(
@@ -174,7 +180,7 @@ impl<'a> Group<'a> {
         now: Timestamp,
         rules: &'a Rules,
     ) -> Self {
-        Self { read, now, rules, changes: Changes::default() }
+        Self { read, now, rules, changes: Changes::default(), operations: 0, value_bytes: 0 }
     }
 
     pub(crate) fn into_changes(mut self) -> Changes {
@@ -184,8 +190,20 @@ impl<'a> Group<'a> {
         self.changes
     }
 
+    /// How many operations were carried out.
+    pub(crate) fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Whether it holds so much that it should be written before the next operation: transitions that rewrite
+    /// large values bring little and leave much.
+    pub(crate) fn is_full(&self) -> bool {
+        self.value_bytes > MAX_VALUE_BYTES
+    }
+
     /// Carries out one operation; if it fails, it changes nothing.
     pub(crate) fn apply(&mut self, operation: Operation) -> Result<Reply> {
+        self.operations += 1;
         let before = self.changes.list.len();
         let reply = self.evaluate(operation);
         if reply.is_err() {
@@ -283,7 +301,10 @@ impl<'a> Group<'a> {
     fn stage(&mut self, key: &Key, effect: Effect) {
         let record = match effect {
             Effect::Nothing => return,
-            Effect::Put(record) => Some(record),
+            Effect::Put(record) => {
+                self.value_bytes += record.value.len();
+                Some(record)
+            }
             Effect::Delete => None,
         };
         self.changes.list.push(Changed { key: key.clone(), record, is_watched: true });
@@ -352,6 +373,23 @@ mod tests {
         assert_eq!(written, [(key("k"), Some(record("4")))]);
         let put = || Change::Put(key("k"));
         assert_eq!(changes.into_log().collect::<Vec<_>>(), [put(), put(), Change::Deleted(key("k")), put()]);
+    }
+
+    #[test]
+    fn a_group_is_full_once_the_values_of_its_transitions_are() {
+        let read = |_: &Key| Ok(None);
+        let rules = Rules::default();
+        let mut group = Group::new(&read, Timestamp::default(), &rules);
+        let value = Bytes::from(vec![0; MAX_VALUE_BYTES / 4]);
+        for _ in 0..4 {
+            assert!(!group.is_full());
+            let write = Write::Put { key: key("k"), value: value.clone(), options: PutOptions::default() };
+            assert!(group.apply(Operation::Write(write)).is_ok());
+        }
+        assert!(!group.is_full());
+        assert!(group.apply(Operation::Write(put("k", "one more", Condition::Always))).is_ok());
+        assert!(group.is_full());
+        assert_eq!((group.operations(), group.into_changes().len()), (5, 1));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Handle {
             return Err(operation);
         }
         match self.begin_inline(operation.bytes()) {
-            Some(_writing) => Ok(self.carry_out(1, |group| group.apply(operation)).flatten()),
+            Some(_writing) => Ok(self.carry_out(|group| group.apply(operation)).flatten()),
             None => Err(operation),
         }
     }
@@ -167,17 +167,26 @@ impl Handle {
 
 impl Shared {
     fn carry_out_group(&self, waiting: Vec<Waiting>) {
-        let (operations, answers): (Vec<_>, Vec<_>) =
-            waiting.into_iter().map(|waiting| (waiting.operation, waiting.answer)).unzip();
-        let replies = self.carry_out(operations.len() as u64, |group| {
-            operations.into_iter().map(|operation| group.apply(operation)).collect::<Vec<_>>()
-        });
-        // Who does not wait any more has had its operation carried out all the same.
-        match replies {
-            Ok(replies) => {
-                answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(reply)))
+        let mut waiting = waiting.into_iter().peekable();
+        while waiting.peek().is_some() {
+            let mut answers = Vec::new();
+            let replies = self.carry_out(|group| {
+                let mut replies = Vec::new();
+                while !group.is_full()
+                    && let Some(next) = waiting.next()
+                {
+                    answers.push(next.answer);
+                    replies.push(group.apply(next.operation));
+                }
+                replies
+            });
+            // Who does not wait any more has had its operation carried out all the same.
+            match replies {
+                Ok(replies) => {
+                    answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(reply)));
+                }
+                Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone())))),
             }
-            Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(copy(&error))))),
         }
     }
 
@@ -185,13 +194,13 @@ impl Shared {
     ///
     /// # Errors
     /// If they could not be written. Then all have failed: each may rest on what another one would have written.
-    fn carry_out<T>(&self, operations: u64, apply: impl FnOnce(&mut Group<'_>) -> T) -> Result<T> {
-        self.writer.operations.fetch_add(operations, Ordering::Relaxed);
-        let (replies, changes) = contained(self.engine.path(), || {
+    fn carry_out<T>(&self, apply: impl FnOnce(&mut Group<'_>) -> T) -> Result<T> {
+        let (replies, operations, changes) = contained(self.engine.path(), || {
             let read = |key: &Key| self.read(key);
             let mut group = Group::new(&read, self.clock.now(), &self.engine.config().rules);
-            Ok((apply(&mut group), group.into_changes()))
+            Ok((apply(&mut group), group.operations(), group.into_changes()))
         })?;
+        self.writer.operations.fetch_add(operations, Ordering::Relaxed);
         if !changes.is_empty() {
             self.writer.commits.fetch_add(1, Ordering::Relaxed);
             self.engine.commit(&changes)?;
@@ -224,8 +233,4 @@ impl Drop for Leader {
 fn unanswered() -> Error {
     let message = "the store was closed before the write was answered";
     Error::new(ErrorKind::Closed, message).with_retry(Retry::Ambiguous)
-}
-
-fn copy(error: &Error) -> Error {
-    Error::new(error.kind(), error.message().to_owned()).with_retry(error.retry())
 }

@@ -131,3 +131,11 @@ async fn a_store_cannot_be_created_on_a_full_disk_and_can_once_there_is_room() {
     let store = DiskBackend::open(config(&path, Durability::Sync)).await.unwrap();
     assert!(store.put(&key(0), "v".into(), PutOptions::default()).await.unwrap().is_yes());
 }
+
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_is_warned_of() {
+    let Some(disk) = on_a_small_disk("a_disk_that_is_nearly_full_is_warned_of") else { return };
+    let store = DiskBackend::open(config(&disk.join("store"), Durability::Sync)).await.unwrap();
+    let warnings = store.health().await.unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("MiB left")), "{warnings:?}");
+}

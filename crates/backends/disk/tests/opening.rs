@@ -36,6 +36,11 @@ async fn assert_refused(path: &Path, kind: ErrorKind, says: &str) {
 }
 
 #[tokio::test]
+async fn where_no_directory_can_be_another_one_is_asked_for() {
+    assert_refused(Path::new("/proc/commonhold"), ErrorKind::InvalidConfig, "choose another directory").await;
+}
+
+#[tokio::test]
 async fn a_directory_that_is_not_there_is_created_with_its_parents() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b/c");
