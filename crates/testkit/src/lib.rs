@@ -39,6 +39,7 @@ mod cases;
 mod conformance;
 mod eventually;
 mod model;
+pub mod proxy;
 pub mod servers;
 mod subject;
 

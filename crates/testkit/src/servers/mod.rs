@@ -25,7 +25,7 @@ mod account;
 mod certificates;
 mod memcached;
 mod pgbouncer;
-mod port;
+pub(crate) mod port;
 mod postgres;
 mod process;
 mod program;

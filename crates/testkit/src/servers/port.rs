@@ -12,7 +12,7 @@ const RANGE: std::ops::Range<u16> = 12_000..32_000;
 
 /// A port on 127.0.0.1, reserved among the test processes of this machine for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(crate) struct Port {
     number: u16,
     /// Locked; the kernel lets go of it when this process dies.
     _reservation: File,
@@ -20,7 +20,7 @@ pub(super) struct Port {
 
 impl Port {
     /// A port that is free now.
-    pub(super) fn reserve() -> Self {
+    pub(crate) fn reserve() -> Self {
         let user = rustix::process::geteuid().as_raw();
         let directory: PathBuf = std::env::temp_dir().join(format!("commonhold-ports-{user}"));
         fs::create_dir_all(&directory).expect("a directory for reserved ports can be made");
@@ -35,7 +35,7 @@ impl Port {
         panic!("no free port on 127.0.0.1 among {RANGE:?}");
     }
 
-    pub(super) fn number(&self) -> u16 {
+    pub(crate) fn number(&self) -> u16 {
         self.number
     }
 }
