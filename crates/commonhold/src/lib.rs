@@ -1,10 +1,10 @@
-//! Commonhold holds the state that the instances of an application have in common: one interface over memory
-//! and embedded disk, and what is built on it.
+//! Commonhold holds the state that the instances of an application have in common: one interface over memory,
+//! embedded disk, Redis, PostgreSQL and Memcached, and what is built on it.
 //!
 //! # What it is
 //! - [`Store`]: a typed handle over any backend. [`open`] makes one from a URL.
-//! - Backends with the same exact semantics, held to them by one conformance kit: [`MemoryBackend`] and,
-//!   with the feature `disk`, [`disk::DiskBackend`].
+//! - Backends with the same exact semantics, held to them by one conformance kit: [`MemoryBackend`], and with the
+//!   features of their names `disk` (on by default), `redis`, `postgres`, `memcached` and `sled`.
 //! - [`layers`]: retry, timeout, concurrency limit, metrics, traces, namespaces around any backend.
 //! - With the feature `window`: [`window`], keyed windows over a stream of events, exactly once.
 //!
@@ -35,11 +35,23 @@ mod open;
 
 pub use commonhold_core::*;
 
-pub use self::open::{STORES, open};
+pub use self::open::{Scheme, open, schemes};
 
 /// The embedded backend on disk.
 #[cfg(feature = "disk")]
 pub use commonhold_disk as disk;
+/// Memcached, one server or several.
+#[cfg(feature = "memcached")]
+pub use commonhold_memcached as memcached;
+/// PostgreSQL.
+#[cfg(feature = "postgres")]
+pub use commonhold_postgres as postgres;
+/// Redis: standalone, Sentinel, Cluster.
+#[cfg(feature = "redis")]
+pub use commonhold_redis as redis;
+/// Existing sled databases, to move off them.
+#[cfg(feature = "sled")]
+pub use commonhold_sled as sled;
 /// Keyed windows over a stream of events.
 #[cfg(feature = "window")]
 pub use commonhold_window as window;

@@ -174,6 +174,13 @@ impl Inner {
         }
     }
 
+    fn value(&self, key: &Key) -> Option<Bytes> {
+        let (shard, hash) = self.lock(key);
+        let record = shard.get(hash, key)?;
+        let is_live = record.expires_at.is_none_or(|at| self.clock.now() < at);
+        is_live.then(|| record.value.clone())
+    }
+
     fn get(&self, key: &Key) -> Option<Entry> {
         let (shard, hash) = self.lock(key);
         let record = shard.get(hash, key)?;
@@ -354,6 +361,10 @@ impl StateBackend for MemoryBackend {
         Answer::Ready(Ok(self.0.get(key)))
     }
 
+    fn value<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Bytes>> {
+        Answer::Ready(Ok(self.0.value(key)))
+    }
+
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         let write = Write::Put { key: key.clone(), value, options };
         Answer::Ready(self.0.write(&write).map_err(|error| error.at(NAME, "put")))
@@ -461,7 +472,9 @@ impl StateBackend for MemoryBackend {
             entries += shard.len() as u64;
             bytes += shard.bytes();
         }
-        Ok(Stats { memory_bytes: Some(bytes), details: vec![("entries", entries)], ..Stats::default() })
+        let memory_limit_bytes = (self.max_bytes < u64::MAX).then_some(self.max_bytes);
+        let details = vec![("entries", entries)];
+        Ok(Stats { memory_bytes: Some(bytes), memory_limit_bytes, details, ..Stats::default() })
     }
 
     async fn maintain(&self, task: Maintenance) -> Result<()> {
