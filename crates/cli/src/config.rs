@@ -1,9 +1,17 @@
 //! Which store, namespace and output form: from flags, the environment and `commonhold.toml`, in this order.
 
-use std::{collections::BTreeMap, env, fmt, fs, io, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    env, fmt, fs, io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum as _;
-use commonhold::{ErrorKind, Store, url::did_you_mean};
+use commonhold::{
+    ErrorKind, Scheme, Store,
+    url::{StoreUrl, did_you_mean},
+};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -53,7 +61,7 @@ impl Settings {
             None => file.output,
         };
         Ok(Self {
-            store: flags.store.clone().map_or_else(|| store.into_url(), Ok)?,
+            store: flags.store.clone().map_or_else(|| store.into_url(environment), Ok)?,
             namespace: flags
                 .namespace
                 .clone()
@@ -66,6 +74,15 @@ impl Settings {
     /// Opens the store, or the namespace of it.
     pub(crate) async fn open(&self) -> Result<Store> {
         self.open_url(&self.store).await
+    }
+
+    /// The same for a command that only reads, or takes away: it makes no store.
+    pub(crate) async fn open_existing(&self) -> Result<Store> {
+        match missing_path(&self.store) {
+            Some(path) => Err(Failure::usage(format!("{}: there is no such store", path.display()))
+                .help("`commonhold put KEY VALUE` makes one; --store names another")),
+            None => self.open().await,
+        }
     }
 
     /// The same for another store.
@@ -83,11 +100,31 @@ impl Settings {
     }
 }
 
+/// The path of a store in a file or directory, as its URL has it.
+pub(crate) fn local_path(url: &str) -> Option<PathBuf> {
+    let url = StoreUrl::parse(url).ok()?;
+    let schemes = commonhold::schemes();
+    let scheme = schemes.iter().find(|scheme| scheme.name == url.scheme())?;
+    let has_path = !scheme.network && !url.address().is_empty();
+    has_path.then(|| PathBuf::from(url.address()))
+}
+
+/// The path of a store that opening it would make.
+pub(crate) fn missing_path(url: &str) -> Option<PathBuf> {
+    local_path(url).filter(|path| !path.exists())
+}
+
+/// Where people keep the addresses of their servers: taken for a backend that is asked for by its name alone.
+const ADDRESSES: [(&str, &str); 2] = [("redis", "REDIS_URL"), ("postgres", "DATABASE_URL")];
+
 /// The variables that concern this program. An empty one counts as not set.
 fn environment() -> Result<BTreeMap<String, String>> {
     let mut variables = BTreeMap::new();
+    let concerns = |name: &&str| {
+        name.starts_with("COMMONHOLD_") || ADDRESSES.iter().any(|(_, variable)| variable == name)
+    };
     for (name, value) in env::vars_os() {
-        let Some(name) = name.to_str().filter(|name| name.starts_with("COMMONHOLD_")) else { continue };
+        let Some(name) = name.to_str().filter(concerns) else { continue };
         let value = value
             .into_string()
             .map_err(|_| Failure::usage(format!("the environment variable {name} is not UTF-8")))?;
@@ -176,6 +213,17 @@ impl Source<'_> {
         }
     }
 
+    /// A text, or several with commas between them.
+    fn texts_of(&self, value: &Spanned<DeValue<'_>>) -> Result<String> {
+        match value.get_ref() {
+            DeValue::Array(values) => {
+                let texts: Result<Vec<_>> = values.iter().map(|value| self.text_of(value)).collect();
+                Ok(texts?.join(","))
+            }
+            _ => self.text_of(value),
+        }
+    }
+
     fn store(&self, value: &Spanned<DeValue<'_>>) -> Result<StoreTable> {
         let mut store = StoreTable::default();
         for (key, value) in self.table_of(value)? {
@@ -183,10 +231,10 @@ impl Source<'_> {
                 (backend, DeValue::Table(options)) => {
                     for (option, value) in options {
                         let place = self.line(option.span());
-                        store.set(&place, backend, option.get_ref(), self.text_of(value)?)?;
+                        store.set(&place, backend, option.get_ref(), self.texts_of(value)?)?;
                     }
                     if options.is_empty() {
-                        known_options(&self.line(key.span()), backend)?;
+                        Backend::named(&self.line(key.span()), backend)?;
                     }
                 }
                 ("url", _) => store.url = Some(self.text_of(value)?),
@@ -207,15 +255,67 @@ fn unknown(place: &str, key: &str, known: &[&str]) -> Failure {
     Failure::usage(format!("{place}: there is no key {key:?}; {}", did_you_mean(key, known)))
 }
 
-/// The names of a backend's options: those of its URL, and the URL's path where it has one.
-fn known_options(place: &str, backend: &str) -> Result<Vec<&'static str>> {
-    let Some((_, options)) = commonhold::STORES.iter().find(|(scheme, _)| *scheme == backend) else {
-        let schemes: Vec<_> = commonhold::STORES.iter().map(|(scheme, _)| *scheme).collect();
-        return Err(unknown(place, backend, &schemes));
-    };
-    let path = (backend == DEFAULT_BACKEND).then_some("path");
-    Ok(path.into_iter().chain(options.iter().copied()).collect())
+/// A backend, by the name of its table, and the schemes of its URLs.
+struct Backend {
+    name: &'static str,
+    network: bool,
+    options: Vec<&'static str>,
 }
+
+impl Backend {
+    fn named(place: &str, name: &str) -> Result<Self> {
+        let schemes = commonhold::schemes();
+        let Some(scheme) = schemes.iter().find(|scheme| scheme.backend == name) else {
+            let mut names: Vec<_> = schemes.iter().map(|scheme| scheme.backend).collect();
+            names.dedup();
+            return Err(unknown(place, name, &names));
+        };
+        Ok(Self { name: scheme.backend, network: scheme.network, options: scheme.options.clone() })
+    }
+
+    /// What its address is called in its table; nothing for memory.
+    fn address(&self) -> Option<&'static str> {
+        match self.name {
+            "memory" => None,
+            _ if self.network => Some("url"),
+            _ => Some("path"),
+        }
+    }
+
+    /// The option that a key of its table sets, and the unit of its value where the key names that.
+    fn option(&self, place: &str, key: &str) -> Result<(&'static str, &'static str)> {
+        if let Some(address) =
+            self.address().filter(|address| *address == key || self.network && key == "urls")
+        {
+            return Ok((address, ""));
+        }
+        if let Some(option) = self.options.iter().find(|option| **option == key) {
+            return Ok((option, ""));
+        }
+        let alias = ALIASES.iter().find(|(alias, option, _)| *alias == key && self.options.contains(option));
+        if let Some((_, option, unit)) = alias {
+            return Ok((option, unit));
+        }
+        let known: Vec<_> = self.address().into_iter().chain(self.options.iter().copied()).collect();
+        Err(unknown(place, key, &known))
+    }
+}
+
+/// Longer names of options, and the unit of a number that is given under them.
+const ALIASES: &[(&str, &str, &str)] = &[
+    ("key_prefix", "prefix", ""),
+    ("instance_name", "prefix", ""),
+    ("default_ttl_secs", "ttl", "s"),
+    ("connect_timeout_secs", "connect_timeout", "s"),
+    ("read_timeout_secs", "read_timeout", "s"),
+    ("write_timeout_secs", "write_timeout", "s"),
+    ("max_retries", "retries", ""),
+    ("retry_base_delay_ms", "retry_base", "ms"),
+    ("retry_max_delay_secs", "retry_max", "s"),
+    ("cluster_mode", "cluster", ""),
+    ("tls_enabled", "tls", ""),
+    ("pipeline_batch_size", "pipeline", ""),
+];
 
 /// The table `[store]` with those below it, and what the environment changes in them.
 #[derive(Debug, Default)]
@@ -223,16 +323,14 @@ struct StoreTable {
     url: Option<String>,
     backend: Option<String>,
     /// By backend and name.
-    options: BTreeMap<(String, String), String>,
+    options: BTreeMap<(&'static str, &'static str), String>,
 }
 
 impl StoreTable {
-    fn set(&mut self, place: &str, backend: &str, option: &str, value: String) -> Result<()> {
-        let known = known_options(place, backend)?;
-        if !known.contains(&option) {
-            return Err(unknown(place, option, &known));
-        }
-        self.options.insert((backend.to_owned(), option.to_owned()), value);
+    fn set(&mut self, place: &str, backend: &str, key: &str, value: String) -> Result<()> {
+        let backend = Backend::named(place, backend)?;
+        let (option, unit) = backend.option(place, key)?;
+        self.options.insert((backend.name, option), value + unit);
         Ok(())
     }
 
@@ -252,35 +350,73 @@ impl StoreTable {
     }
 
     /// The URL, with the options of its backend added to those that it has.
-    fn into_url(mut self) -> Result<String> {
-        let (mut url, backend) = match self.url {
+    fn into_url(mut self, environment: &BTreeMap<String, String>) -> Result<String> {
+        let (mut url, backend) = match self.url.take() {
             Some(url) => {
-                let backend = url.split(':').next().unwrap_or_default().to_owned();
+                let scheme = url.split(':').next().unwrap_or_default().to_ascii_lowercase();
+                let is_it = |known: &&Scheme| known.name == scheme;
+                let backend = commonhold::schemes().iter().find(is_it).map_or("", |scheme| scheme.backend);
+                if let Some(((_, name), _)) = self
+                    .options
+                    .iter()
+                    .find(|((of, name), _)| *of == backend && ["path", "url"].contains(name))
+                {
+                    let message = format!("store.{backend}.{name}: the URL of the store names it already");
+                    return Err(Failure::usage(message));
+                }
                 (url, backend)
             }
             None => {
-                let backend = self.backend.unwrap_or_else(|| DEFAULT_BACKEND.to_owned());
-                known_options("store.backend", &backend)?;
-                let default = if backend == DEFAULT_BACKEND { DEFAULT_PATH } else { "" };
-                let path = self.options.remove(&(backend.clone(), "path".to_owned()));
-                let path = path.unwrap_or_else(|| default.to_owned());
-                if path.contains('?') {
-                    return Err(Failure::usage(format!("store.{backend}.path: {path:?} has a '?' in it")));
-                }
-                (format!("{backend}:{path}"), backend)
+                let name = self.backend.take().unwrap_or_else(|| DEFAULT_BACKEND.to_owned());
+                let backend = Backend::named("store.backend", &name)?;
+                (self.address(&backend, environment)?, backend.name)
             }
         };
         for ((_, name), value) in self.options.into_iter().filter(|((of, _), _)| *of == backend) {
-            if name == "path" {
-                return Err(Failure::usage(format!(
-                    "store.{backend}.path: the URL of the store names it already"
-                )));
+            if has_option(&url, name) {
+                // What the address says counts.
+                continue;
             }
             let separator = if url.contains('?') { '&' } else { '?' };
             let value: String = form_urlencoded::byte_serialize(value.as_bytes()).collect();
             url = format!("{url}{separator}{name}={value}");
         }
         Ok(url)
+    }
+
+    /// The address of a backend that is given by its name, as the beginning of a URL.
+    fn address(&mut self, backend: &Backend, environment: &BTreeMap<String, String>) -> Result<String> {
+        let name = backend.name;
+        let given = backend.address().and_then(|address| self.options.remove(&(name, address)));
+        if backend.network {
+            let variable = ADDRESSES.iter().find(|(of, _)| *of == name).map(|(_, variable)| *variable);
+            let from_variable = || variable.and_then(|variable| environment.get(variable).cloned());
+            let help = variable.map_or_else(String::new, |variable| format!(" or the variable {variable}"));
+            let missing = || Failure::usage(format!("store.{name}.url is missing: set it{help}"));
+            return Ok(joined(&given.or_else(from_variable).ok_or_else(missing)?));
+        }
+        let default = if name == DEFAULT_BACKEND { DEFAULT_PATH } else { "" };
+        let path = given.unwrap_or_else(|| default.to_owned());
+        if path.contains('?') {
+            return Err(Failure::usage(format!("store.{name}.path: {path:?} has a '?' in it")));
+        }
+        Ok(format!("{name}:{path}"))
+    }
+}
+
+fn has_option(url: &str, name: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    form_urlencoded::parse(query.as_bytes()).any(|(given, _)| given == name)
+}
+
+/// One URL for several that name a server each: `redis://a,redis://b` is `redis://a,b`.
+fn joined(urls: &str) -> String {
+    match urls.split_once("://") {
+        Some((scheme, _)) => {
+            let (first, rest) = urls.split_at(scheme.len() + 3);
+            format!("{first}{}", rest.replace(&format!(",{first}"), ","))
+        }
+        None => urls.to_owned(),
     }
 }
 
@@ -369,6 +505,42 @@ mod tests {
             "",
             &["COMMONHOLD_STORE__BAKEND", "\"backend\""],
         );
+    }
+
+    #[test]
+    fn servers_are_named_in_the_file_or_in_the_variables_that_people_have() {
+        let file = "[store]\nbackend = \"memcached\"\n[store.memcached]\nurls = [\"memcached://a:1\", \"memcached://b\"]\n\
+            key_prefix = \"app:\"\ndefault_ttl_secs = 3600\nmax_retries = 5\nretry_base_delay_ms = 50\n";
+        let url = "memcached://a:1,b?prefix=app%3A&retries=5&retry_base=50ms&ttl=3600s";
+        assert_eq!(store(&[], &[], file), url);
+        let variable = [("COMMONHOLD_STORE__MEMCACHED__CONNECT_TIMEOUT_SECS", "2")];
+        assert!(store(&[], &variable, file).contains("connect_timeout=2s"));
+        let url = [("COMMONHOLD_STORE__URL", "memcached://c?prefix=x")];
+        let table = "[store.memcached]\nkey_prefix = \"app:\"\nqueue = 7\n";
+        assert_eq!(store(&[], &url, table), "memcached://c?prefix=x&queue=7");
+        assert_refused(&[], "[store]\nbackend = \"memcached\"", &["store.memcached.url"]);
+        assert_refused(&[], "[store.memcached]\ncluster_mode = true", &["commonhold.toml:2", "cluster_mode"]);
+    }
+
+    #[test]
+    #[cfg(feature = "redis")]
+    fn every_key_of_redis_is_taken() {
+        let file = "[store]\nbackend = \"redis\"\n[store.redis]\nkey_prefix = \"llm_optimizer:\"\n\
+            default_ttl_secs = 3600\nmin_connections = 10\nmax_connections = 50\nconnect_timeout_secs = 5\n\
+            read_timeout_secs = 3\nwrite_timeout_secs = 3\nmax_retries = 3\nretry_base_delay_ms = 100\n\
+            retry_max_delay_secs = 5\ncluster_mode = true\ntls_enabled = false\npipeline_batch_size = 100\n";
+        let options = "?cluster=true&connect_timeout=5s&max_connections=50&min_connections=10&pipeline=100\
+            &prefix=llm_optimizer%3A&read_timeout=3s&retries=3&retry_base=100ms&retry_max=5s&tls=false&ttl=3600s&write_timeout=3s";
+        let urls = "urls = [\"redis://redis-1:6379\", \"redis://redis-2:6379\", \"redis://redis-3:6379\"]\n";
+        let expected = format!("redis://redis-1:6379,redis-2:6379,redis-3:6379{options}");
+        assert_eq!(store(&[], &[], &format!("{file}{urls}")), expected);
+        let variable = [("REDIS_URL", "redis://:hunter2@r/3")];
+        assert_eq!(store(&[], &variable, file), format!("redis://:hunter2@r/3{options}"));
+        // It does not lead elsewhere who has asked for nothing.
+        assert_eq!(store(&[], &variable, ""), "disk:./commonhold-data");
+        let connections = [("COMMONHOLD_STORE__REDIS__MAX_CONNECTIONS", "7"), variable[0]];
+        assert!(store(&[], &connections, file).contains("max_connections=7"));
+        assert_refused(&[], "[store]\nbackend = \"redis\"", &["store.redis.url", "REDIS_URL"]);
     }
 
     #[test]

@@ -35,6 +35,11 @@ pub(crate) struct Progress {
     pub(crate) entries: u64,
     /// The last key that was copied.
     pub(crate) after: Option<Key>,
+    /// An earlier run has begun, but its source has no order in which to go on: what the target has already is
+    /// not written again.
+    pub(crate) skips: bool,
+    /// Entries that were not written again.
+    pub(crate) skipped: u64,
 }
 
 /// What the comparison at the end found.
@@ -63,7 +68,8 @@ impl<'a> Copy<'a> {
         Ok(Self { from, to, prefix, progress })
     }
 
-    /// How far an earlier run has come. From the beginning if the source cannot begin behind a key.
+    /// How far an earlier run has come. From the beginning if the source cannot begin behind a key; but then
+    /// what is there already is only compared.
     ///
     /// # Errors
     /// `Corrupt` if the record of it is damaged.
@@ -75,7 +81,7 @@ impl<'a> Copy<'a> {
                     Error::new(ErrorKind::Corrupt, message).with_key(&self.progress)
                 })
             }
-            _ => Ok(Progress::default()),
+            record => Ok(Progress { skips: record.is_some(), ..Progress::default() }),
         }
     }
 
@@ -93,6 +99,9 @@ impl<'a> Copy<'a> {
         let read = read_batches(self.from.scan(scan), sender);
         let write = async {
             let mut progress = start;
+            if !self.from.capabilities().ordered_scan {
+                self.to.put(&self.progress, "begun").await?;
+            }
             while let Some(batch) = batches.recv().await {
                 progress = self.write_batch(batch, progress).await?;
                 copied(&progress);
@@ -103,20 +112,42 @@ impl<'a> Copy<'a> {
         Ok(progress)
     }
 
-    async fn write_batch(&self, batch: Vec<(Key, Entry)>, before: Progress) -> Result<Progress> {
+    async fn write_batch(&self, mut batch: Vec<(Key, Entry)>, before: Progress) -> Result<Progress> {
         let entries = before.entries + batch.len() as u64;
-        let progress = Progress { entries, after: batch.last().map(|(key, _)| key.clone()) };
+        let mut progress = Progress { entries, after: batch.last().map(|(key, _)| key.clone()), ..before };
+        if progress.skips {
+            let read = batch.len();
+            batch = self.missing(batch).await?;
+            progress.skipped += (read - batch.len()) as u64;
+        }
         let put = |(key, entry): (Key, Entry)| {
             let options = PutOptions::default().expiry(Expiry::from(entry.ttl));
             Write::Put { key, value: entry.value, options }
         };
         let mut writes: Vec<_> = batch.into_iter().map(put).collect();
-        if self.from.capabilities().ordered_scan {
-            // Last, for targets without atomic batches: an entry copied twice is the same, one left out is lost.
-            writes.push(Write::put(self.progress.clone(), progress.encode()));
+        let record = Write::put(self.progress.clone(), progress.encode());
+        match (self.from.capabilities().ordered_scan, self.to.capabilities().atomic_batch) {
+            (true, true) => writes.push(record),
+            // Not before the entries: one copied twice is the same, one left out is lost.
+            (true, false) => {
+                self.to.write_batch(writes).await?;
+                writes = vec![record];
+            }
+            (false, _) => {}
         }
         self.to.write_batch(writes).await?;
         Ok(progress)
+    }
+
+    /// Those of the entries that the target lacks or has otherwise.
+    async fn missing(&self, batch: Vec<(Key, Entry)>) -> Result<Vec<(Key, Entry)>> {
+        let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
+        let copies = self.to.backend().get_many(&keys).await?;
+        let is_missing = |(entry, copy): ((Key, Entry), Option<Entry>)| {
+            let is_there = copy.is_some_and(|copy| is_copy(&entry.1, &copy));
+            (!is_there).then_some(entry)
+        };
+        Ok(batch.into_iter().zip(copies).filter_map(is_missing).collect())
     }
 
     /// Compares every entry of the source with that of the target, and tells of each page.
@@ -222,7 +253,8 @@ impl Progress {
 
     fn decode(record: &[u8]) -> Option<Self> {
         let (entries, after) = record.split_first_chunk()?;
-        Some(Self { entries: u64::from_le_bytes(*entries), after: Some(Key::new(after).ok()?) })
+        let after = Some(Key::new(after).ok()?);
+        Some(Self { entries: u64::from_le_bytes(*entries), after, ..Self::default() })
     }
 }
 

@@ -1,18 +1,15 @@
 //! `copy`: the entries of one store into another.
 
-use std::{
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{ffi::OsString, fs, time::Instant};
 
+use commonhold::{Scheme, url::StoreUrl};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{Context, unless_interrupted};
 use crate::{
     bytes,
+    config::{local_path, missing_path},
     copy::{Compared, Copy, Progress},
     failure::{Failure, Result},
     output::{self, entries, note, thousands},
@@ -21,14 +18,17 @@ use crate::{
 /// Copy the entries of one store into another
 ///
 /// Entries keep the time they have left. What the target has under the same keys is replaced; what else it has
-/// stays. Stopped at any moment, the same command goes on where it was. At the end every entry of the source is
-/// compared with that of the target. Memory stays flat, however many entries there are. --store is not used;
-/// --namespace is that of both stores.
+/// stays. Stopped at any moment, the same command goes on where it was; from a store that has no order in its keys
+/// (Redis) it reads all of them again, but writes only what the target does not have yet. At the end every entry of
+/// the source is compared with that of the target. Memory stays flat, however many entries there are. --store is not
+/// used; --namespace is that of both stores.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   commonhold copy disk:./commonhold-data disk:/mnt/backup
   commonhold copy disk:./old disk:./new --prefix user:
+  commonhold copy redis://localhost 'postgres://app@db/app?table=state'
+  commonhold copy sled:./old disk:./new
   commonhold copy disk:./old 'disk:./new?durability=buffered' --restart
 
 Exits with 1 if the two differ at the end, as they do when the source is changed meanwhile.")]
@@ -49,8 +49,9 @@ pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     if place(&args.from) == place(&args.to) {
         return Err(Failure::usage("FROM and TO are the same store").help("copy to another one"));
     }
-    if is_missing(&args.from) {
-        return Err(Failure::usage(format!("{}: there is no such store to copy from", place(&args.from))));
+    if let Some(path) = missing_path(&args.from) {
+        let path = path.display();
+        return Err(Failure::usage(format!("{path}: there is no such store to copy from")));
     }
     let work = copy(context, args);
     unless_interrupted(work, "what is copied stays; the same command goes on from there").await
@@ -79,6 +80,9 @@ async fn transfer(copy: &Copy<'_>) -> Result<(Progress, Progress)> {
     if start.after.is_some() {
         note(format!("going on behind {} copied before", entries(start.entries)));
     }
+    if start.skips {
+        note("beginning again, as the source has no order: what is copied already is not written again");
+    }
     let bar = bar("copying", copy.from.count(&copy.prefix).await?);
     bar.set_position(start.entries);
     bar.reset_eta();
@@ -101,27 +105,51 @@ fn bar(what: &'static str, entries: u64) -> ProgressBar {
     ProgressBar::new(entries).with_style(style.progress_chars("━╸─")).with_message(what)
 }
 
-/// What tells stores apart, as far as their URLs do.
+/// Options that say which part of a server or database a store is.
+const PLACES: [&str; 6] = ["prefix", "database", "service", "schema", "table", "tree"];
+
+/// What tells stores apart, as far as their URLs do. Without user and password: it may be printed.
 fn place(url: &str) -> String {
-    let address = url.split('?').next().unwrap_or_default();
-    match address.split_once(':') {
-        Some((scheme, path)) if scheme.eq_ignore_ascii_case("disk") => {
-            let path = fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
-            format!("disk:{}", path.display())
+    let Ok(mut parsed) = StoreUrl::parse(url) else { return String::new() };
+    let schemes = commonhold::schemes();
+    let Some(scheme) = schemes.iter().find(|scheme| scheme.name == parsed.scheme()) else {
+        return String::new();
+    };
+    let address = match (scheme.network, local_path(url)) {
+        (true, _) => match parsed.authority(default_port(scheme)) {
+            Ok(authority) => {
+                let mut hosts: Vec<_> = authority.hosts.iter().map(ToString::to_string).collect();
+                hosts.sort_unstable();
+                format!("//{}/{}", hosts.join(","), authority.path)
+            }
+            Err(_) => String::new(),
+        },
+        (false, Some(path)) => fs::canonicalize(&path).unwrap_or(path).display().to_string(),
+        (false, None) => String::new(),
+    };
+    let mut place = format!("{}:{address}", scheme.backend);
+    for name in PLACES {
+        if let Some(value) = parsed.text(name) {
+            place.push_str(&format!(" {name}={value}"));
         }
-        _ => address.to_owned(),
     }
+    place
 }
 
-/// Whether opening it would make a new store.
-fn is_missing(url: &str) -> bool {
-    place(url).strip_prefix("disk:").is_some_and(|path| !path.is_empty() && !Path::new(path).exists())
+fn default_port(scheme: &Scheme) -> u16 {
+    match scheme.backend {
+        _ if scheme.name.ends_with("+sentinel") => 26379,
+        "redis" => 6379,
+        "postgres" => 5432,
+        _ => 11211,
+    }
 }
 
 #[derive(Serialize)]
 struct Report {
     copied: u64,
     copied_before: u64,
+    skipped: u64,
     verified: u64,
     different: u64,
     expired_meanwhile: u64,
@@ -139,7 +167,8 @@ fn report(
 ) -> Result<()> {
     let elapsed = began.elapsed();
     let report = Report {
-        copied: end.entries - start.entries,
+        copied: end.entries - start.entries - end.skipped,
+        skipped: end.skipped,
         copied_before: start.entries,
         verified: compared.same,
         different: compared.different,
@@ -164,6 +193,9 @@ fn report(
         entries(report.verified),
         report.checksum
     ));
+    if report.skipped > 0 {
+        lines.push(format!("{} were there already", entries(report.skipped)));
+    }
     if compared.gone > 0 {
         lines.push(format!("{} expired meanwhile", entries(compared.gone)));
     }

@@ -19,6 +19,9 @@ use crate::{
 /// How often each operation is tried.
 const ROUNDS: usize = 20;
 
+/// Clocks that are further apart are warned of.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+
 /// Check whether the store is well, what it can do, and how fast it answers
 ///
 /// Puts, gets and deletes one key of its own a few times.
@@ -33,16 +36,45 @@ pub(crate) struct Args {}
 
 pub(super) async fn run(context: &mut Context) -> Result<()> {
     let store = context.open().await?;
+    // The first call may wait for a connection; what is asked then says nothing of the clock.
+    store.health_check().await?;
     let asked = jiff::Timestamp::now();
-    let health = store.health_check().await?;
-    let clock = health.now.map(|now| clock_ahead(now, asked, jiff::Timestamp::now()));
+    let mut health = store.health_check().await?;
+    let answered = jiff::Timestamp::now();
+    let clock = health.now.map(|now| clock_ahead(now, asked, answered));
     let latencies = latencies(&store).await?;
     let stats = store.stats().await?;
+    let unsure = answered.duration_since(asked).unsigned_abs() / 2;
+    let tolerance = CLOCK_TOLERANCE + unsure + store.capabilities().ttl_resolution * 2;
+    health.warnings.extend(clock.and_then(|ahead| clock_warning(ahead, tolerance)));
+    health.warnings.extend(memory_warning(&stats));
     let found = Found { name: store.backend().name(), health, clock, latencies, stats };
     if context.out.is_json() {
         return context.out.json(&found.json(store.capabilities()));
     }
     found.print(context, store.capabilities())
+}
+
+fn clock_warning(ahead_ms: i64, tolerance: Duration) -> Option<String> {
+    let apart = Duration::from_millis(ahead_ms.unsigned_abs());
+    let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+    (apart > tolerance).then(|| {
+        format!(
+            "the store's clock is {} {side} the one here; entries expire by the store's, so what is timed here does \
+             not fit: let NTP set both",
+            output::duration(apart)
+        )
+    })
+}
+
+fn memory_warning(stats: &Stats) -> Option<String> {
+    let (used, limit) = (stats.memory_bytes?, stats.memory_limit_bytes.filter(|limit| *limit > 0)?);
+    (used >= limit - limit / 10).then(|| {
+        let (used, limit) = (output::size(used), output::size(limit));
+        format!(
+            "the memory is nearly full, {used} of {limit}: soon nothing can be put, or entries are dropped"
+        )
+    })
 }
 
 struct Found {
@@ -90,7 +122,7 @@ fn summary(times: &[Duration]) -> [Duration; 3] {
 }
 
 /// Each capability: its name in JSON, what it means, and whether it is there.
-fn capabilities(capabilities: Capabilities) -> [(&'static str, String, bool); 11] {
+fn capabilities(capabilities: Capabilities) -> [(&'static str, String, bool); 13] {
     let step = output::duration(capabilities.ttl_resolution);
     [
         ("ttl", format!("entries expire, in steps of {step}"), capabilities.ttl),
@@ -104,6 +136,8 @@ fn capabilities(capabilities: Capabilities) -> [(&'static str, String, bool); 11
         ("durable", "survives a crash of process and machine".into(), capabilities.durable),
         ("shared", "several processes at once".into(), capabilities.shared),
         ("compression", "values are compressed".into(), capabilities.compression),
+        ("sql", "entries can be searched in SQL".into(), capabilities.sql),
+        ("clustering", "entries can be spread over several servers".into(), capabilities.clustering),
     ]
 }
 
@@ -154,7 +188,12 @@ impl Found {
 
     fn facts(&self) -> Vec<(String, String)> {
         let size = |name: &str, bytes: Option<u64>| bytes.map(|bytes| (name.to_owned(), output::size(bytes)));
-        let sizes = [size("memory", self.stats.memory_bytes), size("disk", self.stats.disk_bytes)];
+        let limit = self.stats.memory_limit_bytes.filter(|limit| *limit > 0);
+        let memory = self.stats.memory_bytes.map(|bytes| {
+            let of = limit.map_or_else(String::new, |limit| format!(" of {}", output::size(limit)));
+            ("memory".to_owned(), output::size(bytes) + &of)
+        });
+        let sizes = [memory, size("disk", self.stats.disk_bytes)];
         let clock = self.clock.map(|ahead| {
             let apart = output::duration(Duration::from_millis(ahead.unsigned_abs()));
             let text = match ahead {
@@ -190,6 +229,7 @@ impl Found {
             "max_value_bytes": can.max_value_bytes,
             "latency": self.latencies.iter().map(latency).collect::<Map<_, _>>(),
             "memory_bytes": self.stats.memory_bytes,
+            "memory_limit_bytes": self.stats.memory_limit_bytes,
             "disk_bytes": self.stats.disk_bytes,
             "stats": self.stats.details.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect::<Map<_, _>>(),
         })
