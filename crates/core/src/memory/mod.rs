@@ -472,7 +472,7 @@ impl StateBackend for MemoryBackend {
             entries += shard.len() as u64;
             bytes += shard.bytes();
         }
-        let memory_limit_bytes = (self.max_bytes < u64::MAX).then_some(self.max_bytes);
+        let memory_limit_bytes = (self.0.max_bytes < u64::MAX).then_some(self.0.max_bytes);
         let details = vec![("entries", entries)];
         Ok(Stats { memory_bytes: Some(bytes), memory_limit_bytes, details, ..Stats::default() })
     }
