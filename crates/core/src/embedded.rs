@@ -107,7 +107,13 @@ pub fn transact(
 ///
 /// # Errors
 /// As those of [`write()`].
-pub fn put(live: Option<&Record>, value: Bytes, expiry: Expiry, now: Timestamp, rules: &Rules) -> Result<Record> {
+pub fn put(
+    live: Option<&Record>,
+    value: Bytes,
+    expiry: Expiry,
+    now: Timestamp,
+    rules: &Rules,
+) -> Result<Record> {
     if value.len() as u64 > rules.max_value_bytes {
         return Err(Error::new(
             ErrorKind::TooLarge,
