@@ -38,6 +38,7 @@
 mod cases;
 mod conformance;
 mod eventually;
+pub mod history;
 mod model;
 pub mod proxy;
 pub mod servers;
