@@ -15,6 +15,27 @@ use crate::names::Names;
 const PORT: u16 = 5432;
 const MAX_CONNECTIONS: usize = 1000;
 
+/// The options that [`PostgresConfig::from_url`] takes.
+pub const OPTIONS: &[&str] = &[
+    "table",
+    "schema",
+    "unlogged",
+    "watch",
+    "isolation",
+    "pool",
+    "timeout",
+    "connect_timeout",
+    "pool_timeout",
+    "sweep",
+    "ttl",
+    "max_value",
+    "sslmode",
+    "sslrootcert",
+    "tls_server_name",
+    "pgbouncer",
+    "application_name",
+];
+
 /// What a [`PostgresBackend`](crate::PostgresBackend) is opened with. `Debug` does not show the password.
 ///
 /// ```
@@ -125,27 +146,6 @@ impl Isolation {
 }
 
 impl PostgresConfig {
-    /// The options that [`from_url`](Self::from_url) takes.
-    pub const OPTIONS: &[&str] = &[
-        "table",
-        "schema",
-        "unlogged",
-        "watch",
-        "isolation",
-        "pool",
-        "timeout",
-        "connect_timeout",
-        "pool_timeout",
-        "sweep",
-        "ttl",
-        "max_value",
-        "sslmode",
-        "sslrootcert",
-        "tls_server_name",
-        "pgbouncer",
-        "application_name",
-    ];
-
     /// The table `commonhold` in the schema `public` of the server on this host and port, as the user and in the
     /// database `postgres`.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
@@ -172,7 +172,7 @@ impl PostgresConfig {
     }
 
     /// Reads `postgres://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]..][/DATABASE]?OPTION=VALUE..`; the options are
-    /// [`OPTIONS`](Self::OPTIONS), the builder's methods of the same names say what they do.
+    /// [`OPTIONS`], the builder's methods of the same names say what they do.
     ///
     /// # Errors
     /// `InvalidConfig` naming what is wrong; the password is not in it.
@@ -308,7 +308,7 @@ impl PostgresConfig {
     }
 
     /// The most connections for batches with conditions, transactions and whatever waits for a lock: 1 to 1000, 16
-    /// by default. Four more are shared by the single statements.
+    /// by default. Six more are shared by the single statements.
     #[must_use]
     pub fn pool(mut self, connections: usize) -> Self {
         self.pool = connections;
@@ -504,6 +504,6 @@ mod tests {
     #[test]
     fn the_options_that_are_listed_are_those_that_are_taken() {
         let error = from_url("postgres://h?Q=1").unwrap_err().to_string();
-        assert!(error.ends_with(&format!("there are: {}", PostgresConfig::OPTIONS.join(", "))), "{error}");
+        assert!(error.ends_with(&format!("there are: {}", OPTIONS.join(", "))), "{error}");
     }
 }

@@ -14,6 +14,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::OnceCell;
 use tokio_postgres::{
     Client, Row, Statement,
+    error::SqlState,
     types::{ToSql, Type},
 };
 
@@ -32,7 +33,7 @@ pub(crate) struct Connection {
     texts: Arc<[Text]>,
     prepared: Option<Vec<OnceCell<Statement>>>,
     limit: Option<Duration>,
-    /// An answer did not come in time: whatever is asked next would wait behind it.
+    /// An answer did not come in time, and whatever is asked next would wait behind it, or the server takes no writes.
     stuck: AtomicBool,
 }
 
@@ -107,17 +108,25 @@ impl Connection {
         writes: bool,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T> {
-        let Some(limit) = self.limit else {
-            return answer.await.map_err(|error| error::statement(&error, writes));
+        let answered = match self.limit {
+            None => Ok(answer.await),
+            Some(limit) => tokio::time::timeout(limit, answer).await.map_err(|_| limit),
         };
-        match tokio::time::timeout(limit, answer).await {
-            Ok(answer) => answer.map_err(|error| error::statement(&error, writes)),
-            Err(_) => {
-                self.stuck.store(true, Ordering::Relaxed);
+        let error = match answered {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error::statement(&error, writes),
+            Err(limit) => {
                 let lost = if writes { Retry::Ambiguous } else { Retry::Safe };
-                Err(error::timeout("the server did not answer", limit, lost))
+                error::timeout("the server did not answer", limit, lost)
             }
+        };
+        // One that takes no writes any more is no use either: the primary is looked for again.
+        if error::code(&error).is_none() && error.kind() == ErrorKind::Timeout
+            || error::code(&error) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+        {
+            self.stuck.store(true, Ordering::Relaxed);
         }
+        Err(error)
     }
 
     fn text(&self, sql: Sql) -> Result<&Text> {

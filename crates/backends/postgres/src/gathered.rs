@@ -9,6 +9,8 @@ use crate::{connection::Params, error, lanes::Lanes, sql::Sql, values};
 
 /// How many travel together at most.
 const MAX: usize = 256;
+/// How many statements may be in flight: while the server works on one, the next is made up.
+pub(crate) const WAYS: usize = 2;
 
 /// A value that is put in any case.
 #[derive(Debug, Clone)]
@@ -26,31 +28,46 @@ impl PlainPut {
 /// The calls that are under way.
 #[derive(Debug)]
 pub(crate) struct Gathered {
-    gets: Gather<Key, Option<Entry>>,
+    gets: [Gather<Key, Option<Entry>>; WAYS],
     /// Answers whether it was carried out: not if somebody holds a lock on one of the rows.
-    puts: Gather<PlainPut, bool>,
+    puts: [Gather<PlainPut, bool>; WAYS],
 }
 
 impl Gathered {
     pub(crate) fn new(lanes: &Arc<Lanes>) -> Self {
-        let (reads, writes) = (Arc::clone(lanes), Arc::clone(lanes));
         Self {
-            gets: Gather::new(MAX, move |keys| get(Arc::clone(&reads), keys)),
-            puts: Gather::new(MAX, move |puts| put(Arc::clone(&writes), puts)),
+            gets: std::array::from_fn(|way| {
+                let lanes = Arc::clone(lanes);
+                Gather::new(MAX, move |keys| get(Arc::clone(&lanes), way, keys))
+            }),
+            puts: std::array::from_fn(|way| {
+                let lanes = Arc::clone(lanes);
+                Gather::new(MAX, move |puts| put(Arc::clone(&lanes), way, puts))
+            }),
         }
     }
 
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        self.gets.call(key.clone()).await
+        pick(&self.gets, way(key)).call(key.clone()).await
     }
 
     pub(crate) async fn put(&self, put: PlainPut) -> Result<bool> {
-        self.puts.call(put).await
+        pick(&self.puts, way(&put.key)).call(put).await
     }
 }
 
-async fn get(lanes: Arc<Lanes>, keys: Vec<Key>) -> Result<Vec<Result<Option<Entry>>>> {
-    let connection = lanes.reads().await?;
+/// One of the two, by an even or odd number.
+pub(crate) fn pick<T>([even, odd]: &[T; WAYS], number: usize) -> &T {
+    if number.is_multiple_of(2) { even } else { odd }
+}
+
+/// The way of a key: a hot key's calls travel together.
+fn way(key: &Key) -> usize {
+    key.as_bytes().iter().fold(0, |sum: usize, &byte| sum.wrapping_add(usize::from(byte)))
+}
+
+async fn get(lanes: Arc<Lanes>, way: usize, keys: Vec<Key>) -> Result<Vec<Result<Option<Entry>>>> {
+    let connection = lanes.reads(way).await?;
     if let [key] = &keys[..] {
         let rows = connection.query(Sql::Get, &[&key.as_bytes()]).await?;
         return Ok(vec![rows.first().map_or(Ok(None), |row| values::entry(row, 0))]);
@@ -76,8 +93,8 @@ pub(crate) fn entries(rows: &[tokio_postgres::Row]) -> Result<HashMap<&[u8], Ent
     Ok(found)
 }
 
-async fn put(lanes: Arc<Lanes>, puts: Vec<PlainPut>) -> Result<Vec<Result<bool>>> {
-    let connection = lanes.writes().await?;
+async fn put(lanes: Arc<Lanes>, way: usize, puts: Vec<PlainPut>) -> Result<Vec<Result<bool>>> {
+    let connection = lanes.writes(way).await?;
     let executed = if let [put] = &puts[..] {
         let params: Params<'_> = &[&put.key.as_bytes(), &&put.value[..], &put.ttl_micros, &false];
         connection.execute(Sql::Put, params).await

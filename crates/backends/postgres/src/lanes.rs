@@ -14,41 +14,37 @@ use tokio::sync::Mutex;
 use crate::{
     connect::{Connector, Use},
     connection::Connection,
+    gathered::{WAYS, pick},
 };
-
-/// One for gathered reads, one for gathered writes, the rest for all else.
-const COUNT: usize = 4;
 
 /// The shared connections. What breaks is made anew when it is asked for.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    lanes: [Lane; COUNT],
+    reads: [Lane; WAYS],
+    writes: [Lane; WAYS],
+    others: [Lane; WAYS],
     next: AtomicUsize,
 }
 
 impl Lanes {
     pub(crate) fn new(connector: &Arc<Connector>) -> Self {
-        Self { lanes: std::array::from_fn(|_| Lane::new(connector)), next: AtomicUsize::new(0) }
+        let lanes = || std::array::from_fn(|_| Lane::new(connector));
+        Self { reads: lanes(), writes: lanes(), others: lanes(), next: AtomicUsize::new(0) }
     }
 
-    /// The connection of gathered reads.
-    pub(crate) async fn reads(&self) -> Result<Arc<Connection>> {
-        self.lanes[0].get().await
+    /// A connection of gathered reads.
+    pub(crate) async fn reads(&self, way: usize) -> Result<Arc<Connection>> {
+        pick(&self.reads, way).get().await
     }
 
-    /// The connection of gathered writes.
-    pub(crate) async fn writes(&self) -> Result<Arc<Connection>> {
-        self.lanes[1].get().await
+    /// A connection of gathered writes.
+    pub(crate) async fn writes(&self, way: usize) -> Result<Arc<Connection>> {
+        pick(&self.writes, way).get().await
     }
 
     /// A connection for anything else.
     pub(crate) async fn any(&self) -> Result<Arc<Connection>> {
-        let [_, _, lanes @ ..] = &self.lanes;
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % lanes.len();
-        match lanes.get(next) {
-            Some(lane) => lane.get().await,
-            None => self.reads().await,
-        }
+        pick(&self.others, self.next.fetch_add(1, Ordering::Relaxed)).get().await
     }
 }
 

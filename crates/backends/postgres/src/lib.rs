@@ -88,7 +88,7 @@ mod write;
 
 pub use self::{
     backend::PostgresBackend,
-    config::{Isolation, PostgresConfig, TlsMode},
+    config::{Isolation, OPTIONS, PostgresConfig, TlsMode},
 };
 
 /// The backend's name in errors and metrics.

@@ -1,12 +1,8 @@
 //! The PostgreSQL backend passes the conformance kit.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
-
-mod common;
-
 use std::sync::Arc;
 
-use common::Table;
+use crate::common::Table;
 use commonhold_postgres::{PostgresBackend, PostgresConfig};
 use commonhold_testkit::{MAX_VALUE_BYTES, Subject, conformance};
 

@@ -27,7 +27,6 @@ pub(crate) fn config(url: &str) -> PostgresConfig {
 }
 
 /// Runs SQL beside the store, each row as text, the columns separated by `|`.
-#[allow(dead_code)]
 pub(crate) async fn sql(url: &str, statements: &str) -> Vec<String> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     let connection = tokio::spawn(connection);
