@@ -110,6 +110,10 @@ async fn greet(shared: &Shared, stream: &mut TcpStream) -> Result<()> {
             .with_retry(error.retry())
     };
     match &line[..] {
+        b"CLIENT_ERROR unauthenticated" if shared.config.login.is_some() => Err(at(Error::new(
+            ErrorKind::Unauthorized,
+            "the server does not accept the user or the password",
+        ))),
         b"MN" => learn_time(shared, stream).await.map_err(at),
         b"ERROR" => Err(at(Error::new(
             ErrorKind::Unsupported,

@@ -52,16 +52,13 @@ pub(crate) fn refusal(line: &[u8]) -> Option<Error> {
         () if is("CLIENT_ERROR unauthenticated") => {
             Error::new(ErrorKind::Unauthorized, "the server asks for a user and a password")
         }
-        () if is("CLIENT_ERROR authentication failure") => {
-            Error::new(ErrorKind::Unauthorized, "the server does not accept the user or the password")
-        }
         () if is("SERVER_ERROR") && has("too large") => Error::new(
             ErrorKind::TooLarge,
             "the server takes no value of this length; raise its option -I or lower max_value; \
              it dropped what was under the key",
         ),
         // It drops the old value rather than serve it on, so this is not without effect.
-        () if is("SERVER_ERROR out of memory") => {
+        () if is("SERVER_ERROR") && has("ut of memory") => {
             Error::new(ErrorKind::Overloaded, format!("the server is full: {said}; raise its option -m"))
                 .with_retry(Retry::Ambiguous)
         }
@@ -89,9 +86,9 @@ mod tests {
         let table = [
             ("ERROR Too many open connections", ErrorKind::Overloaded, Retry::Safe),
             ("CLIENT_ERROR unauthenticated", ErrorKind::Unauthorized, Retry::Never),
-            ("CLIENT_ERROR authentication failure", ErrorKind::Unauthorized, Retry::Never),
             ("SERVER_ERROR object too large for cache", ErrorKind::TooLarge, Retry::Never),
             ("SERVER_ERROR out of memory storing object", ErrorKind::Overloaded, Retry::Ambiguous),
+            ("SERVER_ERROR Out of memory during read", ErrorKind::Overloaded, Retry::Ambiguous),
             ("SERVER_ERROR backend failure", ErrorKind::Unavailable, Retry::Ambiguous),
             ("CLIENT_ERROR bad data chunk", ErrorKind::Internal, Retry::Never),
             ("ERROR", ErrorKind::Internal, Retry::Never),

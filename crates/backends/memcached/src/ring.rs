@@ -144,25 +144,26 @@ fn weight(seed: u64, token: &[u8]) -> u64 {
 }
 
 /// What a server says of itself.
-struct Report(HashMap<String, String>);
+struct Report {
+    figures: HashMap<String, String>,
+    settings: HashMap<String, String>,
+}
 
 async fn report(server: &Server) -> Result<Report> {
     let mut commands = server.commands();
     commands.stats("stats");
     commands.stats("stats settings");
-    let mut figures = HashMap::new();
-    for reply in server.ask(commands).await?.replies {
-        match reply {
-            Reply::Stats(stats) => figures.extend(stats),
-            other => return Err(unexpected(other)),
-        }
-    }
-    Ok(Report(figures))
+    let figures = |reply: Reply| match reply {
+        Reply::Stats(stats) => Ok(stats.into_iter().collect()),
+        other => Err(unexpected(other)),
+    };
+    let [figures_now, settings] = server.ask(commands).await?.array()?.map(figures);
+    Ok(Report { figures: figures_now?, settings: settings? })
 }
 
 impl Report {
     fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        self.figures.get(name).map_or("", String::as_str)
     }
 
     fn number(&self, name: &str) -> u64 {
@@ -195,7 +196,8 @@ impl Report {
                  more memory (-m)"
             ));
         }
-        let limit = self.number("item_size_max");
+        let setting = |name: &str| self.settings.get(name).map_or("", String::as_str);
+        let limit: u64 = setting("item_size_max").parse().unwrap_or_default();
         if limit > 0 && limit < config.max_value_bytes + 1024 {
             warnings.push(format!(
                 "{endpoint} takes at most {limit} bytes with the key, and drops what was under the key of a longer one; \
@@ -203,7 +205,7 @@ impl Report {
                 config.max_value_bytes
             ));
         }
-        if self.text("cas_enabled") == "no" {
+        if setting("cas_enabled") == "no" {
             warnings.push(format!("{endpoint} was started without compare-and-swap (-C)"));
         }
         warnings
