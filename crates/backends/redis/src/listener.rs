@@ -1,0 +1,278 @@
+//! Messages and changes from one server: one connection for all who listen, made anew when it is lost.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use commonhold_core::Result;
+use futures_util::{StreamExt as _, stream, stream::BoxStream};
+use tokio::{
+    sync::{Notify, broadcast, broadcast::error::RecvError},
+    task::JoinHandle,
+};
+
+use crate::{
+    driver::{Connection, Push, bytes, checked, command},
+    error::{Access, unsupported},
+    node::Node,
+};
+
+/// How many messages a listener may lag behind before it is told that it missed some.
+const QUEUE_LEN: usize = 4096;
+
+/// How long to wait before the connection is tried again, at first and at most.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How often an idle connection is checked, and what nobody listens to any more is unsubscribed from.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What is listened to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Topic {
+    /// Messages on a channel.
+    Channel(Bytes),
+    /// Changes to keys, of which the server notifies on channels of this pattern.
+    Changes(Bytes),
+}
+
+/// What is heard.
+#[derive(Debug, Clone)]
+pub(crate) enum Heard {
+    /// A message, on this channel.
+    Message { channel: Bytes, payload: Bytes },
+    /// Something may have been missed.
+    Missed,
+}
+
+/// Listens on one server. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Listener(Arc<Inner>);
+
+struct Inner {
+    node: Arc<Node>,
+    topics: Mutex<HashMap<Topic, broadcast::Sender<Heard>>>,
+    /// Tokio's mutex: held while the connection is made and while it is told of a topic.
+    link: tokio::sync::Mutex<Link>,
+    lost: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Link {
+    connection: Option<Connection>,
+    /// The task that watches over the connection.
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        let (topics, link, lost) = (Mutex::default(), tokio::sync::Mutex::default(), Arc::default());
+        Self(Arc::new(Inner { node, topics, link, lost }))
+    }
+
+    /// What is heard from now on.
+    pub(crate) async fn listen(&self, topic: Topic) -> Result<BoxStream<'static, Heard>> {
+        let inner = &self.0;
+        let mut link = inner.link.lock().await;
+        let (receiver, is_new) = inner.receiver(&topic);
+        let live = link.connection.as_ref().filter(|connection| !connection.is_closed());
+        match live {
+            Some(connection) if is_new => {
+                subscribe(connection, &topic).await.inspect_err(|_| inner.lost.notify_one())?;
+            }
+            Some(_) => {}
+            None => {
+                let was_connected = link.connection.take().is_some();
+                link.connection = Some(inner.connect().await?);
+                if was_connected {
+                    inner.tell_missed();
+                }
+            }
+        }
+        if link.keeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            link.keeper = Some(tokio::spawn(keep(Arc::downgrade(inner), Arc::clone(&inner.lost))));
+        }
+        drop(link);
+        Ok(heard(receiver, self.clone()))
+    }
+}
+
+/// What a receiver gets, as long as it is polled.
+fn heard(receiver: broadcast::Receiver<Heard>, listener: Listener) -> BoxStream<'static, Heard> {
+    stream::unfold((receiver, listener), |(mut receiver, listener)| async move {
+        let heard = match receiver.recv().await {
+            Ok(heard) => heard,
+            Err(RecvError::Lagged(_)) => Heard::Missed,
+            Err(RecvError::Closed) => return None,
+        };
+        Some((heard, (receiver, listener)))
+    })
+    .boxed()
+}
+
+impl Inner {
+    /// A receiver for a topic, and whether nobody else listens to it.
+    fn receiver(&self, topic: &Topic) -> (broadcast::Receiver<Heard>, bool) {
+        let mut topics = self.topics();
+        let sender = topics.entry(topic.clone()).or_insert_with(|| broadcast::Sender::new(QUEUE_LEN));
+        let is_new = sender.receiver_count() == 0;
+        (sender.subscribe(), is_new)
+    }
+
+    /// Connects, and subscribes to all that is listened to.
+    async fn connect(self: &Arc<Self>) -> Result<Connection> {
+        let hearing = Arc::downgrade(self);
+        let on_push = move |push| {
+            if let Some(inner) = hearing.upgrade() {
+                inner.hear(push);
+            }
+        };
+        let connection = self.node.dial(Some(Box::new(on_push))).await?;
+        let topics: Vec<Topic> = {
+            let mut topics = self.topics();
+            topics.retain(|_, sender| sender.receiver_count() > 0);
+            topics.keys().cloned().collect()
+        };
+        for topic in topics {
+            subscribe(&connection, &topic).await?;
+        }
+        Ok(connection)
+    }
+
+    // Called by the connection, which it must not block.
+    fn hear(&self, push: Push) {
+        let (topic, channel, payload) = match push {
+            Push::Disconnected => return self.lost.notify_one(),
+            Push::Message { channel, payload } => {
+                let channel = Bytes::from(channel);
+                (Topic::Channel(channel.clone()), channel, payload)
+            }
+            Push::PatternMessage { pattern, channel, payload } => {
+                (Topic::Changes(pattern.into()), channel.into(), payload)
+            }
+        };
+        if let Some(sender) = self.topics().get(&topic) {
+            let _unheard = sender.send(Heard::Message { channel, payload: payload.into() });
+        }
+    }
+
+    fn tell_missed(&self) {
+        for sender in self.topics().values() {
+            let _unheard = sender.send(Heard::Missed);
+        }
+    }
+
+    /// Unsubscribes from what nobody listens to any more.
+    async fn drop_unheard(&self, connection: &Connection) {
+        let unheard: Vec<Topic> = {
+            let mut topics = self.topics();
+            let unheard = topics.extract_if(|_, sender| sender.receiver_count() == 0);
+            unheard.map(|(topic, _)| topic).collect()
+        };
+        for topic in unheard {
+            let (name, pattern) = topic.name();
+            if connection.unsubscribe(name, pattern).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    // A std mutex: it is held for a few steps and never across an await.
+    fn topics(&self) -> MutexGuard<'_, HashMap<Topic, broadcast::Sender<Heard>>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches over the connection until nobody listens any more: checks it, and makes it anew when it is lost.
+async fn keep(inner: Weak<Inner>, lost: Arc<Notify>) {
+    let (mut wait, mut delay) = (CHECK_INTERVAL, RETRY_DELAYS.0);
+    loop {
+        let _ = tokio::time::timeout(wait, lost.notified()).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let mut link = inner.link.lock().await;
+        let live = match &link.connection {
+            Some(connection) if !connection.is_closed() => {
+                inner.drop_unheard(connection).await;
+                connection.command(Access::Read, &command("PING")).await.is_ok()
+            }
+            _ => false,
+        };
+        inner.topics().retain(|_, sender| live || sender.receiver_count() > 0);
+        if inner.topics().is_empty() {
+            *link = Link::default();
+            return;
+        }
+        if !live {
+            link.connection = None;
+            match inner.connect().await {
+                Ok(connection) => {
+                    link.connection = Some(connection);
+                    // Only now: who reads anew when told so must not miss what comes after.
+                    inner.tell_missed();
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "not connected to listen to Redis");
+                    wait = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
+                    delay = (delay * 2).min(RETRY_DELAYS.1);
+                    continue;
+                }
+            }
+        }
+        (wait, delay) = (CHECK_INTERVAL, RETRY_DELAYS.0);
+    }
+}
+
+impl Topic {
+    /// Its name, and whether that is a pattern.
+    fn name(&self) -> (&[u8], bool) {
+        match self {
+            Self::Channel(name) => (name, false),
+            Self::Changes(pattern) => (pattern, true),
+        }
+    }
+}
+
+async fn subscribe(connection: &Connection, topic: &Topic) -> Result<()> {
+    if matches!(topic, Topic::Changes(_)) {
+        switch_notifications_on(connection).await?;
+    }
+    let (name, pattern) = topic.name();
+    connection.subscribe(name, pattern).await
+}
+
+/// Sees to it that the server notifies of changes to keys. A server that was started anew has forgotten it.
+async fn switch_notifications_on(connection: &Connection) -> Result<()> {
+    const SETTING: &str = "notify-keyspace-events";
+    let advice = |error: &dyn fmt::Display| {
+        unsupported(format!(
+            "watching needs the server's setting {SETTING} to hold at least \"Kg$\", and it could not be asked or \
+             set: {error}; set it in redis.conf or where the service is configured"
+        ))
+    };
+    let mut ask = command("CONFIG");
+    ask.arg("GET").arg(SETTING);
+    let reply = checked(connection.command(Access::Read, &ask).await?).map_err(|error| advice(&error))?;
+    let current = match reply {
+        crate::driver::Value::Map(pairs) => pairs.into_iter().next().map(|(_, value)| value),
+        reply => crate::driver::array(reply)?.into_iter().nth(1),
+    };
+    let current = current.map(bytes).transpose()?.flatten().unwrap_or_default();
+    let has = |flag: u8| current.contains(&flag) || (flag != b'K' && current.contains(&b'A'));
+    let missing: Vec<u8> = b"Kg$".iter().copied().filter(|flag| !has(*flag)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut set = command("CONFIG");
+    set.arg("SET").arg(SETTING).arg([&current[..], &missing].concat());
+    let reply = checked(connection.command(Access::Read, &set).await?);
+    reply.map(drop).map_err(|error| advice(&error))
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("topics", &self.0.topics().len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,6 @@
+//! The Redis backend against real servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+mod common;
+mod conformance;
