@@ -8,6 +8,8 @@
     reason = "test code"
 )]
 
+use std::time::Duration;
+
 use commonhold_testkit::servers::{PASSWORD, Redis, RedisCluster, RedisSentinel};
 
 #[test]
@@ -59,7 +61,7 @@ fn a_cluster_replaces_a_primary_that_is_killed() {
 
 #[test]
 fn slots_move_with_their_keys() {
-    let cluster = RedisCluster::start();
+    let cluster = RedisCluster::with_node_timeout(Duration::from_secs(60));
     let slot = cluster.slot("{tag}");
     let source = cluster.primary_of(slot);
     let target = cluster.nodes[..3].iter().find(|node| node.port() != source.port()).unwrap();

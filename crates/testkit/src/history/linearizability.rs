@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Event, Operation, Outcome, Violation};
 
 /// More than this many positions are a history too dense to check; they take about a gigabyte.
-const MAX_POSITIONS: usize = 5_000_000;
+const MAX_POSITIONS: usize = 2_000_000;
 
 pub(super) fn check(key: usize, mut events: Vec<Event>) -> Result<(), Violation> {
     events.sort_by_key(|event| event.begun);

@@ -1,6 +1,11 @@
 //! The account that servers run under: PostgreSQL and Memcached refuse to run as root.
 
-use std::{fs, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::{fs::chown, process::CommandExt},
+    path::Path,
+    process::Command,
+};
 
 /// An account for servers.
 #[derive(Debug, Clone, Copy)]
@@ -40,5 +45,13 @@ impl Account {
             command.uid(uid).gid(gid);
         }
         command
+    }
+
+    /// Makes a file or a directory this account's.
+    pub(super) fn own(self, path: &Path) {
+        if let Self::Other { uid, gid } = self {
+            chown(path, Some(uid), Some(gid))
+                .unwrap_or_else(|error| panic!("chown {}: {error}", path.display()));
+        }
     }
 }

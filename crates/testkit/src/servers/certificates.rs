@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use super::process::Directory;
+use super::directory::Directory;
 
 /// The names that a server's certificate is good for.
 pub const SERVER_NAMES: [&str; 3] = ["127.0.0.1", "localhost", "commonhold.test"];

@@ -23,6 +23,7 @@ mod control;
 
 mod account;
 mod certificates;
+mod directory;
 mod memcached;
 mod pgbouncer;
 pub(crate) mod port;

@@ -11,8 +11,9 @@ use rustix::process::Signal;
 use super::{
     Certificates, PASSWORD,
     account::Account,
+    directory::Directory,
     port::Port,
-    process::{Directory, Process, Program, wait_for},
+    process::{Process, Program, wait_for},
     program,
 };
 

@@ -2,14 +2,10 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, Permissions},
-    io::Write,
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::{CommandExt, ExitStatusExt},
-    },
+    fs::{self, File},
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -17,7 +13,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{account::Account, port::Port};
+use super::{account::Account, directory::Directory, port::Port};
 
 /// How long a server may take to answer, to stop or to end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
@@ -25,27 +21,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 /// How often a port that was free may be lost to somebody else.
 const ATTEMPTS: u32 = 5;
 
-/// How much of a log is shown when something fails.
-const LOG_TAIL_BYTES: usize = 6_000;
-
-/// Reads pids from its standard input, the last of which counts. When the input ends, because the owner let go
-/// or died, it kills that process with its children, and removes the directory.
-const WATCHDOG: &str = r#"
-pid=
-while read -r line; do pid=$line; done
-if [ -n "$pid" ]; then
-    kill -STOP "$pid"
-    children=$(cat /proc/"$pid"/task/*/children)
-    kill -KILL "$pid" $children
-fi
-if [ -f "$1/data/postmaster.pid" ]; then
-    set -- "$1" $(sed -n 7p "$1/data/postmaster.pid")
-    [ -n "$3" ] && ipcrm -m "$3"
-fi
-rm -rf "$1" || { sleep 1; rm -rf "$1"; }
-"#;
-
-/// What to run: a program, its arguments, its environment, and the signal that asks it to stop.
+/// What to run: a program, its arguments, and the signal that asks it to stop.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) path: PathBuf,
@@ -108,7 +84,7 @@ impl Process {
     }
 
     pub(super) fn directory(&self) -> &Path {
-        &self.directory.path
+        self.directory.path()
     }
 
     /// The last lines that the server wrote.
@@ -194,7 +170,7 @@ impl Process {
         let child = Account::unprivileged()
             .command(&self.program.path)
             .args(&self.program.arguments)
-            .current_dir(&self.directory.path)
+            .current_dir(self.directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be cloned"))
             .stderr(log)
@@ -238,89 +214,6 @@ impl Drop for Process {
         if let Some(mut child) = self.server().take() {
             let _ = child.wait();
         }
-    }
-}
-
-/// A directory for one server, in the hands of a watchdog that outlives this process.
-#[derive(Debug)]
-pub(super) struct Directory {
-    path: PathBuf,
-    watchdog: Mutex<Child>,
-}
-
-impl Directory {
-    /// A new directory that the servers' account owns.
-    pub(super) fn new(name: &str) -> Self {
-        let directory = tempfile::Builder::new().prefix(&format!("commonhold-{name}-")).tempdir();
-        // From here on the watchdog removes it.
-        let path = directory.expect("a temporary directory can be made").keep();
-        Account::unprivileged().own(&path);
-        let watchdog = Command::new("/bin/sh")
-            .args(["-c", WATCHDOG, "watchdog"])
-            .arg(&path)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        Self { path, watchdog: Mutex::new(watchdog.expect("/bin/sh can be run")) }
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Writes a file that the server may read.
-    pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path.join(name);
-        fs::write(&path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
-        Account::unprivileged().own(&path);
-        path
-    }
-
-    /// Writes a file that nobody but the server may read.
-    pub(super) fn write_secret(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.write(name, content);
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("the owner can change permissions");
-        path
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.path.join("log")
-    }
-
-    fn log(&self) -> String {
-        let log = fs::read(self.log_path()).unwrap_or_default();
-        let tail = log.get(log.len().saturating_sub(LOG_TAIL_BYTES)..).unwrap_or_default();
-        String::from_utf8_lossy(tail).into_owned()
-    }
-
-    fn remember_server(&self, pid: u32) {
-        self.tell(&format!("{pid}\n"));
-    }
-
-    /// A pid that is waited for may be somebody else's the next moment.
-    fn forget_server(&self) {
-        self.tell("\n");
-    }
-
-    fn tell(&self, line: &str) {
-        let mut watchdog = self.watchdog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let input = watchdog.stdin.as_mut().expect("the watchdog's input is open until the end");
-        input.write_all(line.as_bytes()).expect("the watchdog listens");
-    }
-
-    fn clean_up(&self) {
-        let mut watchdog = self.watchdog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        drop(watchdog.stdin.take());
-        let _ = watchdog.wait();
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        self.clean_up();
     }
 }
 
@@ -376,13 +269,4 @@ fn has_ended(pid: Pid) -> bool {
 fn state(pid: Pid) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
-}
-
-impl Account {
-    fn own(self, path: &Path) {
-        if let Self::Other { uid, gid } = self {
-            chown(path, Some(uid), Some(gid))
-                .unwrap_or_else(|error| panic!("chown {}: {error}", path.display()));
-        }
-    }
 }

@@ -18,13 +18,13 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts a cluster that takes a primary for dead after 1.5 seconds without an answer, and has another one
+    /// Starts a cluster that takes a primary for dead after two seconds without an answer, and has another one
     /// about a second later. Waits until it is whole.
     ///
     /// # Panics
     /// If Redis is not installed, or the cluster is not whole within a minute.
     pub fn start() -> Self {
-        Self::with_node_timeout(Duration::from_millis(1_500))
+        Self::with_node_timeout(Duration::from_secs(2))
     }
 
     /// Starts a cluster that takes a primary for dead after `timeout`, with a resolution of 1 ms.

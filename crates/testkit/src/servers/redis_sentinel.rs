@@ -1,12 +1,13 @@
 //! Three Sentinels over a Redis primary and two replicas.
 
+use std::time::Duration;
+
 use super::{Redis, process::wait_for};
 
 /// The name under which the Sentinels know the primary.
 pub const SERVICE: &str = "mymaster";
 
-/// Three Sentinels over three servers, one of which is the primary. They take a primary for dead after a second
-/// without an answer, and have another one about two seconds later.
+/// Three Sentinels over three servers, one of which is the primary.
 #[derive(Debug)]
 pub struct RedisSentinel {
     /// The servers; the first one begins as the primary.
@@ -16,11 +17,20 @@ pub struct RedisSentinel {
 }
 
 impl RedisSentinel {
-    /// Starts all six, each server with an append-only file, and waits until a failover is possible.
+    /// Starts all six, each server with an append-only file, and waits until a failover is possible. They take a
+    /// primary for dead after two seconds without an answer, and have another one about two seconds later.
     ///
     /// # Panics
     /// If Redis is not installed, or not ready within a minute.
     pub fn start() -> Self {
+        Self::with_down_after(Duration::from_secs(2))
+    }
+
+    /// Starts Sentinels that take a primary for dead after `timeout`, with a resolution of 1 ms.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn with_down_after(timeout: Duration) -> Self {
         let servers = [(); 3].map(|()| Redis::builder().append_only().start());
         let [primary, replicas @ ..] = &servers;
         for replica in replicas {
@@ -30,7 +40,7 @@ impl RedisSentinel {
             Redis::builder()
                 .sentinel()
                 .config(&format!("sentinel monitor {SERVICE} 127.0.0.1 {} 2", primary.port()))
-                .config(&format!("sentinel down-after-milliseconds {SERVICE} 1000"))
+                .config(&format!("sentinel down-after-milliseconds {SERVICE} {}", timeout.as_millis()))
                 .config(&format!("sentinel failover-timeout {SERVICE} 5000"))
                 .config(&format!("sentinel parallel-syncs {SERVICE} 2"))
                 .start()

@@ -14,14 +14,13 @@ pub fn redis_url() -> &'static str {
     URL.get_or_init(|| given(REDIS).unwrap_or_else(|| SERVER.get_or_init(Redis::start).url()))
 }
 
-/// A Redis Cluster: `COMMONHOLD_TEST_REDIS_CLUSTER_URL`, or one that this process starts. It bears a minute
-/// without an answer, so that a busy machine causes no failover.
+/// A Redis Cluster: `COMMONHOLD_TEST_REDIS_CLUSTER_URL`, or one that this process starts.
 pub fn redis_cluster_url() -> &'static str {
     static SERVERS: OnceLock<RedisCluster> = OnceLock::new();
     static URL: OnceLock<String> = OnceLock::new();
     URL.get_or_init(|| {
-        let start = || RedisCluster::with_node_timeout(Duration::from_secs(60));
-        given(REDIS_CLUSTER).unwrap_or_else(|| SERVERS.get_or_init(start).url())
+        given(REDIS_CLUSTER)
+            .unwrap_or_else(|| SERVERS.get_or_init(|| RedisCluster::with_node_timeout(PATIENCE)).url())
     })
 }
 
@@ -63,6 +62,9 @@ pub const REDIS_SENTINEL: &str = "COMMONHOLD_TEST_REDIS_SENTINEL_URL";
 pub const POSTGRES: &str = "COMMONHOLD_TEST_POSTGRES_URL";
 /// Names the servers of [`memcached_url`].
 pub const MEMCACHED: &str = "COMMONHOLD_TEST_MEMCACHED_URL";
+
+/// Nobody kills a shared server, and a busy machine is to cause no failover.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn given(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|url| !url.is_empty())
