@@ -1,5 +1,7 @@
 //! Watching changes, publishing and subscribing to messages.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use commonhold_core::{
     Action, Change, Condition, Expiry, Key, Message, Prefix, PutOptions, Result, Step, Write,
@@ -22,21 +24,50 @@ fn deleted(name: &str) -> Change {
     Change::Deleted(key(name))
 }
 
-/// What is reported up to the change of this key, without it.
-async fn changes_until(changes: &mut Changes, last: &Key) -> Vec<Change> {
+/// How many last keys are written: enough to have one on each server of a store that has several. Changes come
+/// in order for each key, so those on one server do; those on two may overtake each other.
+const LAST: u8 = 64;
+
+/// What is reported before the changes of the last keys of this name.
+async fn changes_until(changes: &mut Changes, last: impl AsRef<[u8]>) -> Vec<Change> {
+    let mut left: BTreeSet<Key> = last_keys(last).collect();
     let mut seen = Vec::new();
-    loop {
+    while !left.is_empty() {
         match changes.next().await.expect("a watch does not end").unwrap() {
-            Change::Put(k) if k == *last => return seen,
+            Change::Put(k) if left.remove(&k) => {}
             change => seen.push(change),
         }
     }
+    seen
 }
 
-/// Writes a last key and returns what was reported before it.
-async fn changes_so_far(subject: &Subject, changes: &mut Changes, last: &str) -> Vec<Change> {
-    subject.put(&key(last), "last").await;
-    changes_until(changes, &key(last)).await
+/// Writes last keys of this name and returns what was reported before them.
+async fn changes_so_far(subject: &Subject, changes: &mut Changes, last: impl AsRef<[u8]>) -> Vec<Change> {
+    put_last(subject, &last).await;
+    changes_until(changes, last).await
+}
+
+async fn put_last(subject: &Subject, last: impl AsRef<[u8]>) {
+    for k in last_keys(last) {
+        subject.put(&k, "last").await;
+    }
+}
+
+fn last_keys(last: impl AsRef<[u8]>) -> impl Iterator<Item = Key> {
+    (0..LAST).map(move |i| key([last.as_ref(), &[i]].concat()))
+}
+
+/// Fails unless these are the puts, each of another key, in any order.
+fn assert_puts(seen: &[Change], expected: impl IntoIterator<Item = Key>) {
+    let expected: BTreeSet<Key> = expected.into_iter().collect();
+    let found: BTreeSet<Key> = seen
+        .iter()
+        .map(|change| match change {
+            Change::Put(key) => key.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!((found, seen.len()), (expected.clone(), expected.len()));
 }
 
 pub(crate) async fn a_watch_reports_puts_and_deletes_in_order(subject: Subject) {
@@ -151,14 +182,10 @@ pub(crate) async fn a_watch_matches_its_prefix_byte_for_byte(subject: Subject) {
         for name in written {
             subject.put(&key(name), "1").await;
         }
-        let last = key([searched, b"last"].concat());
-        subject.put(&last, "").await;
-        let expected: Vec<Change> = written
-            .iter()
-            .filter(|name| name.starts_with(searched))
-            .map(|name| Change::Put(key(name)))
-            .collect();
-        assert_eq!(changes_until(&mut changes, &last).await, expected, "prefix {:?}", prefix(searched));
+        let expected: BTreeSet<Key> =
+            written.iter().filter(|name| name.starts_with(searched)).map(key).collect();
+        let seen = changes_so_far(&subject, &mut changes, [searched, b"last"].concat()).await;
+        assert_puts(&seen, expected);
     }
 }
 
@@ -173,9 +200,9 @@ pub(crate) async fn watchers_come_and_go_without_hindering_each_other(subject: S
     drop(unread);
     let mut comes = subject.backend.watch(&prefix("w:")).await.unwrap();
     subject.put(&key("w:3"), "").await;
-    subject.put(&key("w:last"), "").await;
-    assert_eq!(changes_until(&mut stays, &key("w:last")).await, [put("w:1"), put("w:2"), put("w:3")]);
-    assert_eq!(changes_until(&mut comes, &key("w:last")).await, [put("w:3")]);
+    put_last(&subject, "w:last").await;
+    assert_puts(&changes_until(&mut stays, "w:last").await, ["w:1", "w:2", "w:3"].map(key));
+    assert_puts(&changes_until(&mut comes, "w:last").await, [key("w:3")]);
 }
 
 pub(crate) async fn a_slow_watcher_is_told_that_it_missed_changes_and_goes_on(subject: Subject) {
