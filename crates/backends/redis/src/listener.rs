@@ -77,13 +77,19 @@ impl Listener {
     pub(crate) async fn listen(&self, topic: Topic) -> Result<BoxStream<'static, Heard>> {
         let inner = &self.0;
         let mut link = inner.link.lock().await;
-        let (receiver, is_new) = inner.receiver(&topic);
+        let (mut receiver, is_new) = inner.receiver(&topic);
         let live = link.connection.as_ref().filter(|connection| !connection.is_closed());
         match live {
             Some(connection) if is_new => {
                 subscribe(connection, &topic).await.inspect_err(|_| inner.lost.notify_one())?;
             }
-            Some(_) => {}
+            Some(connection) => {
+                // What was sent before this call is on its way to those who listen already. It is there before
+                // the reply to this.
+                let fence = connection.command(Access::Read, &command("PING")).await;
+                fence.inspect_err(|_| inner.lost.notify_one())?;
+                receiver = receiver.resubscribe();
+            }
             None => {
                 let was_connected = link.connection.take().is_some();
                 link.connection = Some(inner.connect().await?);

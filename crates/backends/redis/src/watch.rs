@@ -20,8 +20,9 @@ use crate::{
     error::Access,
     keyspace::Keyspace,
     listener::{Heard, Listener, Topic},
-    node::{Node, Request},
+    node::Request,
     servers::Servers,
+    slot::slot,
 };
 
 /// How often a Cluster that is watched is asked for new primaries.
@@ -33,19 +34,23 @@ pub(crate) struct Watches {
     servers: Servers,
     keyspace: Keyspace,
     database: u32,
-    messages: Listener,
-    /// A listener for each primary of a Cluster that was ever watched and still is one.
-    primaries: Arc<Mutex<HashMap<Endpoint, Listener>>>,
+    sources: Sources,
+}
+
+#[derive(Debug, Clone)]
+enum Sources {
+    One(Listener),
+    /// With a listener for each primary that was ever listened to and still is one.
+    Cluster(Cluster, Arc<Mutex<HashMap<Endpoint, Listener>>>),
 }
 
 impl Watches {
     pub(crate) fn new(servers: Servers, keyspace: Keyspace, database: u32) -> Self {
-        let node = match &servers {
-            Servers::One { primary, .. } => Arc::clone(primary),
-            Servers::Cluster { cluster, .. } => Arc::new(some_primary(cluster.clone())),
+        let sources = match &servers {
+            Servers::One { primary, .. } => Sources::One(Listener::new(Arc::clone(primary))),
+            Servers::Cluster { cluster, .. } => Sources::Cluster(cluster.clone(), Arc::default()),
         };
-        let messages = Listener::new(node);
-        Self { servers, keyspace, database, messages, primaries: Arc::default() }
+        Self { servers, keyspace, database, sources }
     }
 
     pub(crate) async fn publish(&self, channel: &Key, message: Bytes) -> Result<()> {
@@ -55,8 +60,12 @@ impl Watches {
         self.servers.send(&channel, &Request::new(Access::Write, publish)).await.map(drop)
     }
 
+    /// In a Cluster, from the node on which the channel's name lies: messages are published there, so that they come
+    /// in order.
     pub(crate) async fn messages(&self, channel: &Key) -> Result<BoxStream<'static, Result<Message>>> {
-        let heard = self.messages.listen(Topic::Channel(self.keyspace.full(channel))).await?;
+        let channel = self.keyspace.full(channel);
+        let place = Place::Slot(slot(&channel));
+        let heard = self.heard(Topic::Channel(channel), place).await?;
         let message = |heard| match heard {
             Heard::Message { payload, .. } => Message::Payload(payload),
             Heard::Missed => Message::Missed,
@@ -67,11 +76,7 @@ impl Watches {
     pub(crate) async fn changes(&self, prefix: &Prefix) -> Result<BoxStream<'static, Result<Change>>> {
         let channels = format!("__keyspace@{}__:", self.database);
         let pattern = [channels.as_bytes(), &self.keyspace.pattern(prefix)].concat();
-        let topic = Topic::Changes(pattern.into());
-        let heard = match &self.servers {
-            Servers::One { .. } => self.messages.listen(topic).await?,
-            Servers::Cluster { cluster, .. } => self.everywhere(cluster, topic).await?,
-        };
+        let heard = self.heard(Topic::Changes(pattern.into()), Place::Everywhere).await?;
         let (keyspace, channel_len) = (self.keyspace.clone(), channels.len());
         let changes = heard.filter_map(move |heard| {
             let change = match heard {
@@ -85,58 +90,76 @@ impl Watches {
         Ok(changes.boxed())
     }
 
-    /// What is heard from every primary, those that come later included.
-    async fn everywhere(&self, cluster: &Cluster, topic: Topic) -> Result<BoxStream<'static, Heard>> {
+    async fn heard(&self, topic: Topic, place: Place) -> Result<BoxStream<'static, Heard>> {
+        let (cluster, listeners) = match &self.sources {
+            Sources::One(listener) => return listener.listen(topic).await,
+            Sources::Cluster(cluster, listeners) => (cluster.clone(), Arc::clone(listeners)),
+        };
         let mut layout = cluster.changes();
         layout.mark_unchanged();
-        let heard = self.all_primaries(cluster, &topic).await?;
-        let state = Everywhere { watches: self.clone(), cluster: cluster.clone(), topic, layout, heard };
-        Ok(stream::unfold(state, Everywhere::next).boxed())
-    }
-
-    async fn all_primaries(
-        &self,
-        cluster: &Cluster,
-        topic: &Topic,
-    ) -> Result<SelectAll<BoxStream<'static, Heard>>> {
-        let layout = cluster.look().await?;
-        let listeners: Vec<Listener> = {
-            let mut known = self.primaries.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|server, _| layout.primaries().any(|primary| primary == server));
-            let listener = |server: &Endpoint| {
-                known.entry(server.clone()).or_insert_with(|| Listener::new(cluster.node(server))).clone()
-            };
-            layout.primaries().map(listener).collect()
-        };
-        let mut all = SelectAll::new();
-        for listener in listeners {
-            all.push(listener.listen(topic.clone()).await?);
-        }
-        Ok(all)
+        let heard = listen(&cluster, &listeners, &topic, place).await?;
+        let state = Listening { cluster, listeners, topic, place, layout, heard };
+        Ok(stream::unfold(state, Listening::next).boxed())
     }
 }
 
-struct Everywhere {
-    watches: Watches,
+async fn listen(
+    cluster: &Cluster,
+    listeners: &Mutex<HashMap<Endpoint, Listener>>,
+    topic: &Topic,
+    place: Place,
+) -> Result<SelectAll<BoxStream<'static, Heard>>> {
+    let layout = cluster.look().await?;
+    let servers: Vec<&Endpoint> = match place {
+        Place::Slot(slot) => layout.primary(slot).into_iter().collect(),
+        Place::Everywhere => layout.primaries().collect(),
+    };
+    let listeners: Vec<Listener> = {
+        let mut known = listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|server, _| layout.primaries().any(|primary| primary == server));
+        let listener = |server: &Endpoint| {
+            known.entry(server.clone()).or_insert_with(|| Listener::new(cluster.node(server))).clone()
+        };
+        servers.into_iter().map(listener).collect()
+    };
+    let mut all = SelectAll::new();
+    for listener in listeners {
+        all.push(listener.listen(topic.clone()).await?);
+    }
+    Ok(all)
+}
+
+/// Which nodes of a Cluster are listened to.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// All primaries, those that come later included.
+    Everywhere,
+    /// The primary of a slot, wherever that moves.
+    Slot(u16),
+}
+
+struct Listening {
     cluster: Cluster,
+    listeners: Arc<Mutex<HashMap<Endpoint, Listener>>>,
     topic: Topic,
+    place: Place,
     layout: watch::Receiver<u64>,
     heard: SelectAll<BoxStream<'static, Heard>>,
 }
 
-impl Everywhere {
+impl Listening {
     async fn next(mut self) -> Option<(Heard, Self)> {
         loop {
             tokio::select! {
                 Some(heard) = self.heard.next() => return Some((heard, self)),
                 _ = self.layout.changed() => {
-                    match self.watches.all_primaries(&self.cluster, &self.topic).await {
+                    match listen(&self.cluster, &self.listeners, &self.topic, self.place).await {
                         Ok(heard) => {
                             self.heard = heard;
                             return Some((Heard::Missed, self));
                         }
                         Err(error) => {
-                            tracing::debug!(%error, "not connected to all primaries to watch");
+                            tracing::debug!(%error, "not connected to the primaries to listen to");
                             self.layout.mark_changed();
                             tokio::time::sleep(LOOK_INTERVAL / 4).await;
                         }
@@ -148,19 +171,6 @@ impl Everywhere {
             }
         }
     }
-}
-
-/// Some primary: messages reach all of a Cluster's nodes.
-fn some_primary(cluster: Cluster) -> Node {
-    Node::new(Arc::new(move |on_push| {
-        let cluster = cluster.clone();
-        Box::pin(async move {
-            let layout = cluster.look().await?;
-            let primaries: Vec<&Endpoint> = layout.primaries().collect();
-            let chosen = fastrand::choice(primaries).ok_or_else(crate::error::unexpected)?;
-            cluster.node(chosen).dial(on_push).await
-        })
-    }))
 }
 
 /// What an event of the server says of a key; nothing if it is no change.

@@ -22,3 +22,14 @@ conformance!(standalone, CASES, || {
     // Glob characters in it, to see them escaped.
     subject(config(shared::redis_url()), format!("[{}]*?:", unique("kit")))
 });
+
+conformance!(behind_sentinels, CASES, || subject(config(shared::redis_sentinel_url()), unique("kit:")));
+
+/// Without batches and transactions over keys that lie on several nodes.
+const CLUSTER_CASES: usize = 117;
+
+conformance!(cluster, CLUSTER_CASES, || subject(config(shared::redis_cluster_url()), unique("kit:")));
+
+conformance!(cluster_in_one_slot, CASES, || {
+    subject(config(shared::redis_cluster_url()), format!("{{{}}}:", unique("kit")))
+});
