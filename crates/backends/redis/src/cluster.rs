@@ -1,7 +1,7 @@
 //! A Cluster: which node holds which slot, and requests that follow slots as they move.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -62,6 +62,29 @@ impl Layout {
     /// All primaries that hold slots.
     pub(crate) fn primaries(&self) -> impl Iterator<Item = &Endpoint> {
         self.shards.iter().map(|shard| &shard.primary)
+    }
+
+    /// Each node tells the shards in an order of its own; two layouts are to be equal if they say the same.
+    fn in_order(mut self) -> Self {
+        let place = |server: &Endpoint| (server.host.clone(), server.port);
+        let mut order: Vec<usize> = (0..self.shards.len()).collect();
+        order.sort_by_key(|index| self.shards.get(*index).map(|shard| place(&shard.primary)));
+        let new_index = |old: u16| order.iter().position(|index| *index == usize::from(old));
+        let moved: Vec<Option<u16>> =
+            (0..).take(order.len()).map(|old| u16::try_from(new_index(old)?).ok()).collect();
+        for owner in &mut self.owners {
+            *owner = owner.and_then(|old| moved.get(usize::from(old)).copied().flatten());
+        }
+        self.shards.sort_by_key(|shard| place(&shard.primary));
+        for shard in &mut self.shards {
+            shard.replicas.sort_by_key(place);
+        }
+        self
+    }
+
+    /// Whether the same primaries hold the same slots.
+    fn agrees_with(&self, other: &Self) -> bool {
+        self.owners == other.owners && self.primaries().eq(other.primaries())
     }
 
     fn shard(&self, slot: u16) -> Option<&Shard> {
@@ -170,18 +193,21 @@ impl Cluster {
                 format!("{member} knows of no slots; is it a member of a Cluster that is complete?");
             return Err(Error::new(ErrorKind::Unavailable, message).with_retry(Retry::Safe));
         }
-        Ok(Layout { owners, shards })
+        Ok(Layout { owners, shards }.in_order())
     }
 
     fn adopt(&self, layout: Arc<Layout>) {
-        let old = self.0.layout.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&layout));
-        if old.as_ref() != Some(&layout) {
-            let members = |server: &Endpoint| {
-                layout.shards.iter().any(|shard| shard.primary == *server || shard.replicas.contains(server))
-            };
-            for nodes in [&self.0.nodes, &self.0.readers] {
-                nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(|server, _| members(server));
-            }
+        let old = {
+            let mut known = self.0.layout.write().unwrap_or_else(PoisonError::into_inner);
+            known.replace(Arc::clone(&layout))
+        };
+        let Some(old) = old.filter(|old| *old != layout) else { return };
+        let members: HashSet<&Endpoint> =
+            layout.shards.iter().flat_map(|shard| shard.replicas.iter().chain([&shard.primary])).collect();
+        for nodes in [&self.0.nodes, &self.0.readers] {
+            nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(|server, _| members.contains(server));
+        }
+        if !old.agrees_with(&layout) {
             self.0.changed.send_modify(|version| *version += 1);
         }
     }
