@@ -63,6 +63,7 @@ impl PostgresBackend {
         let shared = Arc::new(Shared::new(config)?);
         let connection = shared.connector.connect(Use::Exclusive).await?;
         let table = schema::migrate(&connection, shared.config(), &shared.names).await?;
+        shared.look_at_the_clock(&connection).await?;
         if let Some(interval) = shared.config().sweep {
             service::sweep_in_background(&shared, interval);
         }

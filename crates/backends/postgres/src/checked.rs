@@ -1,6 +1,6 @@
 //! Transactions that hold nothing until they commit, and are then checked against every other writer.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use commonhold_core::{
@@ -8,36 +8,20 @@ use commonhold_core::{
     embedded::{OptimisticStore, ReadSet, Record, Rules, WriteSet, transaction_conflict},
 };
 
-use crate::{
-    gathered::bytes,
-    locked::Live,
-    shared::Shared,
-    sql::Sql,
-    values::{self, Time},
-};
+use crate::{gathered::bytes, locked::Live, shared::Shared, sql::Sql, values};
 
 /// What a transaction sees of the store.
 #[derive(Debug)]
 pub(crate) struct Checked {
     shared: Arc<Shared>,
-    clock: ServerClock,
-}
-
-/// The server's clock, as it was when a transaction began and carried on by this machine's.
-#[derive(Debug)]
-struct ServerClock {
-    was: Timestamp,
-    asked: Instant,
 }
 
 impl Checked {
     pub(crate) async fn begin(shared: Arc<Shared>) -> Result<Self> {
-        // From before the question on: an estimate that is never early, so nothing expires early.
-        let asked = Instant::now();
-        let rows = shared.lanes.any().await?.query(Sql::Now, &[]).await?;
-        let now = rows.first().map(|row| values::column::<Time>(row, 0)).transpose()?;
-        let was = now.map_or(Timestamp::default(), Timestamp::from);
-        Ok(Self { shared, clock: ServerClock { was, asked } })
+        if !shared.clock.is_fresh() {
+            shared.look_at_the_clock(&*shared.lanes.any().await?).await?;
+        }
+        Ok(Self { shared })
     }
 
     /// Whether what was read is there still, all at one moment.
@@ -62,7 +46,7 @@ fn compare(reads: &ReadSet, live: &Live) -> Result<()> {
 #[async_trait]
 impl OptimisticStore for Checked {
     fn now(&self) -> Timestamp {
-        self.clock.was.saturating_add(self.clock.asked.elapsed())
+        self.shared.clock.now()
     }
 
     fn rules(&self) -> &Rules {

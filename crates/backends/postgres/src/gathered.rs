@@ -1,6 +1,12 @@
 //! Single reads and single puts that are made at the same time, as one statement.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use commonhold_core::{Entry, Gather, Key, Result};
@@ -31,6 +37,8 @@ pub(crate) struct Gathered {
     gets: [Gather<Key, Option<Entry>>; WAYS],
     /// Answers whether it was carried out: not if somebody holds a lock on one of the rows.
     puts: [Gather<PlainPut, bool>; WAYS],
+    /// How many calls there are.
+    calls: AtomicUsize,
 }
 
 impl Gathered {
@@ -44,26 +52,46 @@ impl Gathered {
                 let lanes = Arc::clone(lanes);
                 Gather::new(MAX, move |puts| put(Arc::clone(&lanes), way, puts))
             }),
+            calls: AtomicUsize::new(0),
         }
     }
 
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        pick(&self.gets, way(key)).call(key.clone()).await
+        let way = self.way(key);
+        pick(&self.gets, way.number).call(key.clone()).await
     }
 
     pub(crate) async fn put(&self, put: PlainPut) -> Result<bool> {
-        pick(&self.puts, way(&put.key)).call(put).await
+        let way = self.way(&put.key);
+        pick(&self.puts, way.number).call(put).await
+    }
+
+    /// The first for one who is alone, whose connection stays warm; else by the key, so that a hot key's calls travel
+    /// together.
+    fn way(&self, key: &Key) -> Way<'_> {
+        let sum = |key: &Key| {
+            key.as_bytes().iter().fold(0, |sum: usize, &byte| sum.wrapping_add(usize::from(byte)))
+        };
+        let alone = self.calls.fetch_add(1, Ordering::Relaxed) == 0;
+        Way { number: if alone { 0 } else { sum(key) }, calls: &self.calls }
+    }
+}
+
+/// The way that a call goes, counted while it does.
+struct Way<'a> {
+    number: usize,
+    calls: &'a AtomicUsize,
+}
+
+impl Drop for Way<'_> {
+    fn drop(&mut self) {
+        self.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One of the two, by an even or odd number.
 pub(crate) fn pick<T>([even, odd]: &[T; WAYS], number: usize) -> &T {
     if number.is_multiple_of(2) { even } else { odd }
-}
-
-/// The way of a key: a hot key's calls travel together.
-fn way(key: &Key) -> usize {
-    key.as_bytes().iter().fold(0, |sum: usize, &byte| sum.wrapping_add(usize::from(byte)))
 }
 
 async fn get(lanes: Arc<Lanes>, way: usize, keys: Vec<Key>) -> Result<Vec<Result<Option<Entry>>>> {

@@ -64,6 +64,7 @@
 mod backend;
 mod batch;
 mod checked;
+mod clock;
 mod config;
 mod connect;
 mod connection;

@@ -1,10 +1,11 @@
 //! What everything that works on the table has: the connections, and how statements are sent over them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use commonhold_core::{Error, ErrorKind, Expiry, Key, Result, Timestamp, embedded::Record, embedded::Rules};
 
 use crate::{
+    clock::ServerClock,
     config::PostgresConfig,
     connect::Connector,
     connection::Params,
@@ -14,7 +15,7 @@ use crate::{
     names::Names,
     pool::Pool,
     sql::Sql,
-    values,
+    values::{self, Time},
 };
 
 /// How often a statement that the server undid because of a deadlock is carried out at most.
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) pool: Pool,
     pub(crate) gathered: Gathered,
+    pub(crate) clock: ServerClock,
     /// The statement that ends a big load.
     pub(crate) load: String,
 }
@@ -42,7 +44,7 @@ impl Shared {
         let pool = Pool::new(&connector)?;
         let gathered = Gathered::new(&lanes);
         let load = Self::load_statement(&names.table);
-        Ok(Self { connector, names, lanes, pool, gathered, load })
+        Ok(Self { connector, names, lanes, pool, gathered, clock: ServerClock::default(), load })
     }
 
     pub(crate) fn config(&self) -> &PostgresConfig {
@@ -87,14 +89,18 @@ impl Shared {
 
     /// The live record under a key and the time, which is there in any case.
     pub(crate) async fn read(&self, key: &Key) -> Result<(Option<Record>, Timestamp)> {
-        let rows = self.lanes.any().await?.query(Sql::Read, &[&key.as_bytes()]).await?;
+        let connection = self.lanes.any().await?;
+        connection.prepare(&[Sql::Read]).await?;
+        let asked = Instant::now();
+        let rows = connection.query(Sql::Read, &[&key.as_bytes()]).await?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, "no row came"))?;
-        let now: values::Time = values::column(row, 2)?;
+        let now = Timestamp::from(values::column::<Time>(row, 2)?);
+        self.clock.looked(now, asked);
         if values::column::<Option<&[u8]>>(row, 0)?.is_none() {
-            return Ok((None, now.into()));
+            return Ok((None, now));
         }
         let record = values::record(row, 0)?;
-        Ok((Some(record).filter(|record| record.is_live(now.into())), now.into()))
+        Ok((Some(record).filter(|record| record.is_live(now)), now))
     }
 
     /// Puts a value in any case, together with others that are put at the same time.
