@@ -4,6 +4,7 @@
 
 mod common;
 mod conformance;
+mod faults;
 mod isolation;
 mod table;
 mod ways;
