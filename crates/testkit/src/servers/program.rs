@@ -39,3 +39,19 @@ fn postgres_directories() -> Vec<PathBuf> {
     versions.sort_by_key(|path| std::cmp::Reverse(version(path)));
     versions.into_iter().map(|path| path.join("bin")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "apt-get install -y redis-server postgresql memcached pgbouncer")]
+    fn a_missing_program_says_how_to_install_it() {
+        find("no-such-program");
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_path() {
+        assert!(find("sh").is_absolute());
+    }
+}
