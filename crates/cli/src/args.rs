@@ -19,6 +19,9 @@ use crate::{
 Stores:
   memory:          gone when the command ends
   disk:PATH        embedded, in a directory; one process at a time
+  redis://HOST     also redis+sentinel://HOST,HOST/NAME, redis+cluster://HOST,HOST; rediss: with TLS
+  postgres://HOST/DATABASE
+  memcached://HOST,HOST
   Options ride in the query: disk:./data?durability=buffered
 
 Examples:
@@ -30,7 +33,8 @@ Examples:
 
 Configuration, the first that says something wins: flags; environment (COMMONHOLD_STORE,
 COMMONHOLD_NAMESPACE, COMMONHOLD_OUTPUT, COMMONHOLD_CONFIG); commonhold.toml.
-Every key of [store] has a variable, as in COMMONHOLD_STORE__DISK__DURABILITY=buffered.
+Every key of [store] has a variable, as in COMMONHOLD_STORE__DISK__DURABILITY=buffered. Where the
+backend is redis or postgres and has no url, REDIS_URL or DATABASE_URL says it.
 
   namespace = \"orders\"
   output = \"table\"

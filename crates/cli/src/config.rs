@@ -76,15 +76,6 @@ impl Settings {
         self.open_url(&self.store).await
     }
 
-    /// The same for a command that only reads, or takes away: it makes no store.
-    pub(crate) async fn open_existing(&self) -> Result<Store> {
-        match missing_path(&self.store) {
-            Some(path) => Err(Failure::usage(format!("{}: there is no such store", path.display()))
-                .help("`commonhold put KEY VALUE` makes one; --store names another")),
-            None => self.open().await,
-        }
-    }
-
     /// The same for another store.
     pub(crate) async fn open_url(&self, url: &str) -> Result<Store> {
         let mut store = commonhold::open(url).await.map_err(|error| match error.kind() {

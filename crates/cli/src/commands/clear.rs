@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let prefix = context.prefix(Some(&args.prefix))?;
-    let store = context.open_existing().await?;
+    let store = context.open().await?;
     if !args.yes {
         let count = async { Ok(store.count(&prefix).await?) };
         let count = unless_interrupted(count, "nothing was deleted").await?;

@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let prefix = context.prefix(args.prefix.as_deref())?;
-    let store = context.open_existing().await?;
+    let store = context.open().await?;
     let count = async { Ok(store.count(&prefix).await?) };
     let count = unless_interrupted(count, "a longer prefix has fewer entries").await?;
     if context.out.is_json() {

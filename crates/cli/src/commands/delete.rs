@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let keys = args.keys.iter().map(|key| context.key(key)).collect::<Result<Vec<_>>>()?;
-    let (asked, store) = (keys.len() as u64, context.open_existing().await?);
+    let (asked, store) = (keys.len() as u64, context.open().await?);
     let deleted = store.batch_delete(keys).await?;
     if context.out.is_json() {
         context.out.json(&json!({ "deleted": deleted, "missing": asked - deleted }))?;

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let key = context.key(&args.key)?;
-    let entry = context.open_existing().await?.get_entry(&key).await?;
+    let entry = context.open().await?.get_entry(&key).await?;
     print(context, &key, entry.as_ref(), args.raw)
 }
 

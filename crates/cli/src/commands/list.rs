@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let prefix = context.prefix(args.prefix.as_deref())?;
-    let store = context.open_existing().await?;
+    let store = context.open().await?;
     let mut scan = Scan::prefix(prefix);
     scan.keys_only = !args.long;
     scan.page = args.limit.map_or(scan.page, |limit| limit.get().min(scan.page));

@@ -76,10 +76,6 @@ impl Context {
         self.settings.open().await
     }
 
-    pub(crate) async fn open_existing(&self) -> Result<Store> {
-        self.settings.open_existing().await
-    }
-
     pub(crate) fn key(&self, argument: &OsStr) -> Result<Key> {
         Ok(Key::new(self.bytes(argument)?)?)
     }

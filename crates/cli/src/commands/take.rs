@@ -27,7 +27,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let key = context.key(&args.key)?;
-    let value = context.open_existing().await?.get_and_delete(&key).await?;
+    let value = context.open().await?.get_and_delete(&key).await?;
     // What was taken is gone: it has no time left.
     let entry = value.map(|value| Entry { value, ttl: None });
     get::print(context, &key, entry.as_ref(), args.raw)

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let key = context.key(&args.key)?;
-    let store = context.open_existing().await?;
+    let store = context.open().await?;
     let found = match args.set {
         Some(ttl) => store.expire(&key, ttl).await?,
         None if args.persist => store.persist(&key).await?,

@@ -32,7 +32,7 @@ pub(crate) struct Args {
 pub(super) async fn run(context: &mut Context, args: &Args) -> Result<()> {
     let prefix = context.prefix(args.prefix.as_deref())?;
     let watch = async {
-        let store = context.open_existing().await?;
+        let store = context.open().await?;
         if !store.capabilities().shared {
             note(
                 "note: while this store is open here no other process can change it: there will be nothing to see",

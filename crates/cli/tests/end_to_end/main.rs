@@ -6,6 +6,7 @@ mod configuration;
 mod copy;
 mod interruption;
 mod sandbox;
+mod servers;
 mod store;
 mod usage;
 mod window;

@@ -43,7 +43,8 @@ impl Sandbox {
         let mut command = process::Command::new(env!("CARGO_BIN_EXE_commonhold"));
         command.args(args).current_dir(self.0.path());
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("COMMONHOLD_") || name == "NO_COLOR" {
+            let concerns = ["NO_COLOR", "REDIS_URL", "DATABASE_URL"].iter().any(|other| name == *other);
+            if concerns || name.to_string_lossy().starts_with("COMMONHOLD_") {
                 command.env_remove(name);
             }
         }
