@@ -4,6 +4,7 @@ mod disk;
 mod harness;
 mod keys;
 mod memory;
+mod redis;
 mod window;
 
 use clap::{Parser, ValueEnum};
@@ -29,6 +30,7 @@ struct Arguments {
 enum What {
     Memory,
     Disk,
+    Redis,
     Window,
 }
 
@@ -46,6 +48,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Disk) {
         disk::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Redis) {
+        redis::run(&runtime, arguments.pairs)?;
     }
     if wanted(What::Window) {
         window::run(arguments.events)?;
