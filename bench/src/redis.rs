@@ -144,9 +144,8 @@ fn batches(runtime: &Runtime, segments: usize, count: u64, keys: &Arc<[Key]>, st
     let of_task = |task: u64, share: u64| {
         let (store, keys) = (store.clone(), Arc::clone(keys));
         let batches: Vec<Vec<Key>> = keys.chunks(BATCH).map(<[Key]>::to_vec).collect();
-        let chosen = (0..share).filter_map(move |call| {
-            batches.get((task * share + call) as usize % batches.len()).cloned()
-        });
+        let chosen = (0..share)
+            .filter_map(move |call| batches.get((task * share + call) as usize % batches.len()).cloned());
         (store, chosen)
     };
     let got = median(&|| {
