@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change lands, in one command.
 
+mod matrix;
 mod servers;
 
 use std::{
@@ -9,9 +10,12 @@ use std::{
 };
 
 const USAGE: &str = "usage: cargo xtask test [FILTER]
+       cargo xtask matrix
 
 Checks formatting and lints, builds, and runs every test and doc test. With FILTER only the tests whose
 name contains it.
+
+`matrix` writes docs/feature-matrix.md; a test fails when that is out of date.
 
 The tests run against real servers, which are started for them. As root, those that are missing are installed.
 COMMONHOLD_TEST_REDIS_URL, _REDIS_SENTINEL_URL, _REDIS_CLUSTER_URL, _POSTGRES_URL and _MEMCACHED_URL name
@@ -23,6 +27,9 @@ fn main() -> ExitCode {
     let passed = match arguments.as_slice() {
         ["test"] => test(),
         ["test", filter] => servers::install() && run_tests(Some(filter)),
+        ["matrix"] => {
+            servers::install() && step("feature matrix", matrix::write(cargo(&["test", "--quiet"])))
+        }
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             true
