@@ -1,9 +1,9 @@
 //! `copy`: the entries of one store into another.
 
-use std::{ffi::OsString, fs, time::Instant};
+use std::{ffi::OsString, fmt, fs, time::Instant};
 
 use commonhold::{Scheme, url::StoreUrl};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::{Context, unless_interrupted};
@@ -100,9 +100,13 @@ async fn compare(copy: &Copy<'_>, entries: u64) -> Result<Compared> {
 
 /// On a terminal; elsewhere it shows nothing.
 fn bar(what: &'static str, entries: u64) -> ProgressBar {
-    let template = "{msg:>9} {wide_bar:.cyan/dim} {human_pos} of {human_len}, {per_sec}, {eta} left";
+    let template = "{msg:>9} {wide_bar:.cyan/dim} {human_pos} of {human_len}, {rate}, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(entries).with_style(style.progress_chars("━╸─")).with_message(what)
+    let rate = |state: &ProgressState, line: &mut dyn fmt::Write| {
+        let _ = write!(line, "{} a second", thousands(state.per_sec().round()));
+    };
+    let style = style.with_key("rate", rate).progress_chars("━╸─");
+    ProgressBar::new(entries).with_style(style).with_message(what)
 }
 
 /// Options that say which part of a server or database a store is.

@@ -1,6 +1,7 @@
 //! `doctor`: is the store well, what can it do, how fast does it answer.
 
 use std::{
+    collections::HashSet,
     process,
     time::{Duration, Instant},
 };
@@ -207,6 +208,9 @@ impl Found {
         let mut facts: Vec<_> = sizes.into_iter().flatten().chain(clock).collect();
         facts.extend(self.health.details.iter().cloned());
         facts.extend(details);
+        // Several speak of the same: the first to say it counts.
+        let mut told = HashSet::new();
+        facts.retain(|(name, _)| told.insert(name.clone()));
         facts
     }
 
