@@ -10,10 +10,11 @@ use crate::{
     gathered::PlainPut,
     locked::nothing_written,
     shared::{Attempts, Shared},
+    sql::{OVERWRITE, expiry},
 };
 
-/// From so many rows on this is faster than arrays.
-pub(crate) const MIN_ROWS: usize = 2_000;
+/// For fewer rows arrays are as fast, and one statement. Of arrays both sides hold all rows in memory several times.
+pub(crate) const MIN_ROWS: usize = 10_000;
 /// How much is sent at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// What a binary COPY begins with: a signature, no flags, no further header.
@@ -48,9 +49,8 @@ impl Shared {
     pub(crate) fn load_statement(table: &str) -> String {
         format!(
             "INSERT INTO {table} AS t (key, value, expires_at) \
-             SELECT key, value, {} FROM pg_temp.commonhold_load \
-             ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at; COMMIT",
-            crate::sql::expiry("ttl")
+             SELECT key, value, {} FROM pg_temp.commonhold_load {OVERWRITE}; COMMIT",
+            expiry("ttl")
         )
     }
 }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use commonhold_core::{Entry, Gather, Key, Result};
+use commonhold_core::{Condition, Entry, Gather, Key, Result};
+use tokio_postgres::types::ToSql;
 
-use crate::{connection::Params, error, lanes::Lanes, sql::Sql, values};
+use crate::{error, lanes::Lanes, sql::Sql, values, write::Single};
 
 /// How many travel together at most.
 const MAX: usize = 256;
@@ -29,6 +30,41 @@ pub(crate) struct PlainPut {
 impl PlainPut {
     /// Longer values travel alone: nobody waits for them, and a statement stays small.
     pub(crate) const MAX_GATHERED_BYTES: usize = 64 * 1024;
+
+    /// The statement for it alone.
+    pub(crate) fn single(&self) -> Single<'_> {
+        Single::put(&self.key, &self.value, self.ttl_micros, false, &Condition::Always)
+    }
+}
+
+/// Puts as the parameters of one statement.
+#[derive(Debug)]
+pub(crate) struct Arrays<'a> {
+    keys: Vec<&'a [u8]>,
+    values: Vec<&'a [u8]>,
+    ttls: Option<Vec<Option<i64>>>,
+}
+
+impl<'a> Arrays<'a> {
+    /// Of puts in the order of their keys, each once.
+    pub(crate) fn new(puts: &[&'a PlainPut]) -> Self {
+        let expires = puts.iter().any(|put| put.ttl_micros.is_some());
+        Self {
+            keys: puts.iter().map(|put| put.key.as_bytes()).collect(),
+            values: puts.iter().map(|put| &put.value[..]).collect(),
+            ttls: expires.then(|| puts.iter().map(|put| put.ttl_micros).collect()),
+        }
+    }
+
+    pub(crate) fn sql(&self) -> Sql {
+        if self.ttls.is_some() { Sql::PutMany } else { Sql::PutManyForever }
+    }
+
+    pub(crate) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.keys, &self.values];
+        params.extend(self.ttls.as_ref().map(|ttls| ttls as &(dyn ToSql + Sync)));
+        params
+    }
 }
 
 /// The calls that are under way.
@@ -123,15 +159,15 @@ pub(crate) fn entries(rows: &[tokio_postgres::Row]) -> Result<HashMap<&[u8], Ent
 
 async fn put(lanes: Arc<Lanes>, way: usize, puts: Vec<PlainPut>) -> Result<Vec<Result<bool>>> {
     let connection = lanes.writes(way).await?;
-    let executed = if let [put] = &puts[..] {
-        let params: Params<'_> = &[&put.key.as_bytes(), &&put.value[..], &put.ttl_micros, &false];
-        connection.execute(Sql::Put, params).await
-    } else {
-        let last = last_of_each(&puts);
-        let keys: Vec<&[u8]> = last.iter().map(|put| put.key.as_bytes()).collect();
-        let values: Vec<&[u8]> = last.iter().map(|put| &put.value[..]).collect();
-        let ttls: Vec<Option<i64>> = last.iter().map(|put| put.ttl_micros).collect();
-        connection.execute(Sql::PutMany, &[&keys, &values, &ttls]).await
+    let executed = match &puts[..] {
+        [put] => {
+            let single = put.single();
+            connection.execute(single.sql, &single.params()).await
+        }
+        puts => {
+            let arrays = Arrays::new(&last_of_each(puts));
+            connection.execute(arrays.sql(), &arrays.params()).await
+        }
     };
     match executed {
         Ok(_) => Ok(puts.iter().map(|_| Ok(true)).collect()),

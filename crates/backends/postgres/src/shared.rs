@@ -10,7 +10,7 @@ use crate::{
     connect::Connector,
     connection::Params,
     error,
-    gathered::{Gathered, PlainPut},
+    gathered::{Arrays, Gathered, PlainPut},
     lanes::Lanes,
     names::Names,
     pool::Pool,
@@ -108,20 +108,19 @@ impl Shared {
         if put.value.len() <= PlainPut::MAX_GATHERED_BYTES && self.gathered.put(put.clone()).await? {
             return Ok(());
         }
-        let params: Params<'_> = &[&put.key.as_bytes(), &&put.value[..], &put.ttl_micros, &false];
-        self.execute_alone(Sql::Put, params).await.map(drop)
+        let single = put.single();
+        self.execute_alone(single.sql, &single.params()).await.map(drop)
     }
 
     /// Puts values under different keys, given in order, in one step.
     pub(crate) async fn put_many(&self, puts: &[&PlainPut]) -> Result<()> {
-        let keys: Vec<&[u8]> = puts.iter().map(|put| put.key.as_bytes()).collect();
-        let values: Vec<&[u8]> = puts.iter().map(|put| &put.value[..]).collect();
-        let ttls: Vec<Option<i64>> = puts.iter().map(|put| put.ttl_micros).collect();
-        let params: Params<'_> = &[&keys, &values, &ttls];
-        if puts.len() > SHARED_WRITES {
-            return self.execute_alone(Sql::PutMany, params).await.map(drop);
-        }
-        self.execute(Sql::PutMany, params).await.map(drop)
+        let arrays = Arrays::new(puts);
+        let (sql, params) = (arrays.sql(), arrays.params());
+        let executed = match puts.len() > SHARED_WRITES {
+            true => self.execute_alone(sql, &params).await,
+            false => self.execute(sql, &params).await,
+        };
+        executed.map(drop)
     }
 
     /// Checks a value and its expiry, as every put does before it goes anywhere.

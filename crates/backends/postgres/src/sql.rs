@@ -40,6 +40,8 @@ statements! {
     Read,
     /// (keys): key, value, expires_at, now.
     GetMany,
+    /// (key, value): for ever. What it does not have to work out is a tenth of a put.
+    PutForever,
     /// (key, value, ttl, keep).
     Put,
     /// (key, value, ttl).
@@ -48,7 +50,9 @@ statements! {
     PutPresent,
     /// (key, value, ttl, keep, expected).
     PutEquals,
-    /// (keys, values, ttls): the keys in order, each once.
+    /// (keys, values): for ever; the keys in order, each once.
+    PutManyForever,
+    /// (keys, values, ttls): the same with times to live.
     PutMany,
     /// (key).
     Delete,
@@ -95,6 +99,10 @@ pub(crate) const PLACEHOLDER: &str = "'-infinity'::timestamptz";
 
 /// Whether a row is there, for those who look at it.
 const LIVE: &str = "(t.expires_at IS NULL OR t.expires_at > clock_timestamp())";
+
+/// What a put does to an earlier entry.
+pub(crate) const OVERWRITE: &str =
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at";
 
 /// A time to live in microseconds from now, in whole milliseconds.
 pub(crate) fn expiry(ttl: &str) -> String {
@@ -170,6 +178,14 @@ impl Sql {
         );
         let put = vec![Type::BYTEA, Type::BYTEA, Type::INT8, Type::BOOL];
         let (types, sql) = match self {
+            Self::PutForever => (
+                vec![Type::BYTEA, Type::BYTEA],
+                format!("INSERT INTO {table} AS t (key, value) VALUES ($1, $2) {OVERWRITE}"),
+            ),
+            Self::PutManyForever => (
+                vec![Type::BYTEA_ARRAY, Type::BYTEA_ARRAY],
+                format!("INSERT INTO {table} AS t (key, value) SELECT * FROM unnest($1, $2) {OVERWRITE}"),
+            ),
             Self::Put => (
                 put,
                 format!("{upsert} CASE WHEN $4 AND {LIVE} THEN t.expires_at ELSE excluded.expires_at END"),
@@ -184,8 +200,7 @@ impl Sql {
                 vec![Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::INT8_ARRAY],
                 format!(
                     "INSERT INTO {table} AS t (key, value, expires_at) \
-                     SELECT n.key, n.value, {} FROM unnest($1, $2, $3) AS n(key, value, ttl) \
-                     ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at",
+                     SELECT n.key, n.value, {} FROM unnest($1, $2, $3) AS n(key, value, ttl) {OVERWRITE}",
                     expiry("n.ttl")
                 ),
             ),

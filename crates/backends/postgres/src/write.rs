@@ -25,6 +25,7 @@ impl<'a> Single<'a> {
         condition: &'a Condition,
     ) -> Self {
         let (sql, expected) = match condition {
+            Condition::Always if ttl_micros.is_none() && !keep => (Sql::PutForever, &[][..]),
             Condition::Always => (Sql::Put, &[][..]),
             Condition::Absent => (Sql::PutAbsent, &[][..]),
             Condition::Present => (Sql::PutPresent, &[][..]),
@@ -48,6 +49,7 @@ impl<'a> Single<'a> {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.key, &self.value, &self.ttl_micros];
         match self.sql {
             Sql::Delete => params.truncate(1),
+            Sql::PutForever => params.truncate(2),
             Sql::DeleteEquals => params = vec![&self.key, &self.expected],
             Sql::PutAbsent => {}
             Sql::PutEquals => params.extend([&self.keep as &(dyn ToSql + Sync), &self.expected]),

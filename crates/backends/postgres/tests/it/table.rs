@@ -226,15 +226,19 @@ async fn a_big_batch_comes_by_copy_with_the_later_of_two_values_and_times_to_liv
     let put = |i: usize| {
         let ttl = i.is_multiple_of(2).then_some(Duration::from_secs(3600));
         let options = PutOptions::default().expiry(ttl.into());
-        Write::Put { key: Key::new(format!("k{}", i % 9_000)).unwrap(), value: i.to_string().into(), options }
+        Write::Put {
+            key: Key::new(format!("k{}", i % 20_000)).unwrap(),
+            value: i.to_string().into(),
+            options,
+        }
     };
-    let applied = store.write_batch((0..10_000).map(put).collect()).await.unwrap();
-    assert!(applied.len() == 10_000 && applied.iter().all(|applied| applied.is_yes()));
-    assert_eq!(store.count("").await.unwrap(), 9_000);
-    assert_eq!(store.get("k7").await.unwrap().unwrap(), "9007");
-    assert_eq!(store.get("k8999").await.unwrap().unwrap(), "8999");
-    assert_eq!(store.ttl("k8999").await.unwrap(), Some(None));
-    assert!(store.ttl("k8998").await.unwrap().unwrap().is_some());
+    let applied = store.write_batch((0..30_000).map(put).collect()).await.unwrap();
+    assert!(applied.len() == 30_000 && applied.iter().all(|applied| applied.is_yes()));
+    assert_eq!(store.count("").await.unwrap(), 20_000);
+    assert_eq!(store.get("k7").await.unwrap().unwrap(), "20007");
+    assert_eq!(store.get("k19999").await.unwrap().unwrap(), "19999");
+    assert_eq!(store.ttl("k19999").await.unwrap(), Some(None));
+    assert!(store.ttl("k19998").await.unwrap().unwrap().is_some());
 }
 
 #[tokio::test]
