@@ -4,6 +4,7 @@ mod disk;
 mod harness;
 mod keys;
 mod memory;
+mod postgres;
 mod redis;
 mod window;
 
@@ -30,6 +31,7 @@ struct Arguments {
 enum What {
     Memory,
     Disk,
+    Postgres,
     Redis,
     Window,
 }
@@ -48,6 +50,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Disk) {
         disk::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Postgres) {
+        postgres::run(&runtime, arguments.pairs)?;
     }
     if wanted(What::Redis) {
         redis::run(&runtime, arguments.pairs)?;
