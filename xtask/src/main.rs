@@ -10,10 +10,14 @@ use std::{
 };
 
 const USAGE: &str = "usage: cargo xtask test [FILTER]
+       cargo xtask servers COMMAND...
        cargo xtask matrix
 
 Checks formatting and lints, builds, and runs every test and doc test. With FILTER only the tests whose
 name contains it.
+
+`servers` runs a command with the servers that the tests share, as in
+`cargo xtask servers cargo nextest run -p commonhold-redis --all-features`.
 
 `matrix` writes docs/feature-matrix.md; a test fails when that is out of date.
 
@@ -27,6 +31,11 @@ fn main() -> ExitCode {
     let passed = match arguments.as_slice() {
         ["test"] => test(),
         ["test", filter] => servers::install() && run_tests(Some(filter)),
+        ["servers", program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            servers::install() && servers::share(&mut command) && step("with servers", command)
+        }
         ["matrix"] => {
             servers::install() && step("feature matrix", matrix::write(cargo(&["test", "--quiet"])))
         }

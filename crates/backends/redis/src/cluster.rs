@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ use crate::{
 
 /// How often a request is sent elsewhere before it fails: more than a slot moves meanwhile.
 const MAX_REDIRECTS: u32 = 16;
+/// How often readers look for replicas.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A Cluster. Clones are the same.
 #[derive(Clone)]
@@ -36,6 +38,8 @@ struct Inner {
     readers: Mutex<HashMap<Endpoint, Arc<Node>>>,
     layout: RwLock<Option<Arc<Layout>>>,
     looking: Flight<Arc<Layout>>,
+    /// When readers had a look at the layout last: nobody tells them of replicas that come and go.
+    looked: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
 }
 
@@ -101,6 +105,7 @@ impl Cluster {
             readers: Mutex::default(),
             layout: RwLock::default(),
             looking: Flight::default(),
+            looked: Mutex::default(),
             changed: watch::Sender::new(0),
         }))
     }
@@ -124,6 +129,14 @@ impl Cluster {
     pub(crate) fn look_soon(&self) {
         let cluster = self.clone();
         tokio::spawn(async move { cluster.look().await.map(drop) });
+    }
+
+    fn look_now_and_then(&self) {
+        let mut looked = self.0.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+            *looked = Some(Instant::now());
+            self.look_soon();
+        }
     }
 
     /// Told whenever slots have moved to other nodes.
@@ -234,6 +247,7 @@ impl Cluster {
     /// A replica of a slot, or its primary if it has none.
     async fn reader(&self, slot: u16) -> Result<Arc<Node>> {
         let layout = self.layout().await?;
+        self.look_now_and_then();
         let replicas = layout.shard(slot).map(|shard| shard.replicas.as_slice()).unwrap_or_default();
         match fastrand::choice(replicas) {
             None => self.primary(slot).await,
@@ -252,9 +266,12 @@ impl Cluster {
         self.follow(self.primary(slot(key)).await?, false, request).await
     }
 
-    /// Sends a read to a replica.
+    /// Sends a read to a replica, and to the primary if that replica is gone.
     pub(crate) async fn read(&self, key: &[u8], request: &Request) -> Result<Value> {
-        self.follow(self.reader(slot(key)).await?, false, request).await
+        match self.follow(self.reader(slot(key)).await?, false, request).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => self.send(key, request).await,
+            read => read,
+        }
     }
 
     async fn follow(&self, mut node: Arc<Node>, mut asking: bool, request: &Request) -> Result<Value> {

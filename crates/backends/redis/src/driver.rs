@@ -153,6 +153,10 @@ fn refused(server: &Endpoint, error: RedisError) -> Error {
         let message = format!("{server} does not let us in; give the right user and password");
         return Error::new(ErrorKind::Unauthorized, message).with_source(error);
     }
+    if text.contains("refused to switch database") {
+        let message = format!("{server} has no database of this number; choose another one");
+        return Error::new(ErrorKind::InvalidConfig, message).with_source(error);
+    }
     unreachable(server, &text).with_source(error)
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Node {
 }
 
 /// A Lua script and the digest that servers know it by.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Script {
     pub(crate) source: &'static str,
     pub(crate) digest: Arc<str>,
@@ -217,6 +217,12 @@ pub(crate) fn has_code(reply: &Value, code: &str) -> bool {
 // A std mutex: it is held for a few steps and never across an await.
 fn lock(current: &Mutex<Option<Connection>>) -> MutexGuard<'_, Option<Connection>> {
     current.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Script").field(&self.digest).finish()
+    }
 }
 
 impl fmt::Debug for Node {

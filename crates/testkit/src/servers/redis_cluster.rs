@@ -74,12 +74,17 @@ impl RedisCluster {
     pub fn wait_until_whole(&self) {
         let whole = |node: &Redis| {
             let nodes = node.try_cli(&["CLUSTER", "NODES"]).unwrap_or_default();
+            // A replica that others still take for a node without slots is not asked by anybody.
+            let known = parse(&nodes)
+                .iter()
+                .all(|member| member.replica || !member.slots.is_empty() || !member.alive);
             let owners_live = parse(&nodes).iter().all(|member| {
                 member.slots.is_empty() || member.alive && self.node(member.port).pid().is_some()
             });
             let state = node.try_cli(&["CLUSTER", "INFO"]).unwrap_or_default();
             let info = node.try_cli(&["INFO", "replication"]).unwrap_or_default();
-            owners_live
+            known
+                && owners_live
                 && state.contains("cluster_state:ok")
                 && (info.contains("role:master") || info.contains("master_link_status:up"))
         };
@@ -185,6 +190,7 @@ impl RedisCluster {
 struct Member {
     port: u16,
     alive: bool,
+    replica: bool,
     slots: Vec<RangeInclusive<u16>>,
 }
 
@@ -198,7 +204,8 @@ fn parse(nodes: &str) -> Vec<Member> {
             let (from, to) = text.split_once('-').unwrap_or((text, text));
             Some(from.parse().ok()?..=to.parse().ok()?)
         };
-        Some(Member { port, alive, slots: fields.iter().skip(8).filter_map(range).collect() })
+        let replica = fields.get(2)?.contains("slave");
+        Some(Member { port, alive, replica, slots: fields.iter().skip(8).filter_map(range).collect() })
     };
     nodes.lines().filter_map(member).collect()
 }

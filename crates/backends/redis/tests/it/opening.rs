@@ -1,0 +1,188 @@
+//! Opening stores: servers that are away, logins, TLS, several servers, databases.
+
+use std::time::Duration;
+
+use commonhold_core::{Error, ErrorKind, Retry};
+use commonhold_redis::RedisConfig;
+use commonhold_testkit::{
+    proxy::Proxy,
+    servers::{PASSWORD, Redis},
+};
+
+use crate::common::{of, open, works};
+
+#[tokio::test]
+async fn a_store_can_be_opened_while_its_server_is_away() {
+    let redis = Redis::start();
+    redis.stop();
+    let store = open(&redis.url(), "").await.unwrap();
+    let error = store.get("k").await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::Unavailable, Retry::Safe), "{error}");
+    let error = open(&redis.url(), "abort_on_connect_fail=true").await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::Unavailable, Retry::Safe), "{error}");
+    redis.start_again();
+    works(&store).await;
+}
+
+#[tokio::test]
+async fn a_wrong_login_is_one_error_at_once() {
+    let redis = Redis::builder().user("app").start();
+    let proxy = Proxy::before(redis.port());
+    for login in ["app:wrong-horse@", "other:correct-horse@", ":correct-horse@", ""] {
+        let before = proxy.traffic().connections;
+        let error = open(&format!("redis://{login}127.0.0.1:{}", proxy.port()), "").await.unwrap_err();
+        assert_eq!(of(&error), (ErrorKind::Unauthorized, Retry::Never), "{login}: {error}");
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains(PASSWORD) && !text.contains("wrong-horse"), "{text}");
+        assert_eq!(proxy.traffic().connections, before + 1, "{login}: it was tried again");
+    }
+    let store = open(&redis.url_at(proxy.port()), "").await.unwrap();
+    works(&store).await;
+}
+
+#[tokio::test]
+async fn what_the_user_may_not_do_is_said() {
+    let redis = Redis::start();
+    redis.cli(&[
+        "ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@read", "+hello", "+ping", "+evalsha", "+script",
+    ]);
+    let store = open(&format!("redis://reader:pw@{}", redis.address()), "").await.unwrap();
+    assert_eq!(store.get("k").await.unwrap(), None);
+    let error = store.put("k", "v").await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::Unauthorized, Retry::Never), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_is_encrypted_and_the_certificate_checked() {
+    let redis = Redis::builder().user("app").tls().start();
+    let store = open(&redis.url(), "").await.unwrap();
+    works(&store).await;
+    store.transaction(|tx| async move { tx.put("k", "v").await }).await.unwrap();
+    assert_eq!(redis.cli(&["GET", "k"]), "v");
+
+    let named = open(&redis.url(), "tls_server_name=commonhold.test").await.unwrap();
+    works(&named).await;
+    let refused = |error: Error, why: &str| {
+        assert_eq!(of(&error), (ErrorKind::Unauthorized, Retry::Never), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    refused(open(&redis.url(), "tls_server_name=elsewhere.test").await.unwrap_err(), "tls_server_name");
+    let other = Redis::builder().tls().start();
+    let ca = other.directory().join("ca.pem");
+    let url = format!("rediss://{}?tls_ca={}", redis.address(), ca.display());
+    refused(open(&url, "").await.unwrap_err(), "tls_ca");
+}
+
+#[tokio::test]
+async fn certificates_that_cannot_be_read_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty.pem");
+    std::fs::write(&empty, "no certificate").unwrap();
+    for file in [empty, directory.path().join("missing.pem")] {
+        let error = open(&format!("rediss://127.0.0.1:1?tls_ca={}", file.display()), "").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.to_string().contains("tls_ca") && error.to_string().contains(".pem"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_plain_connection_to_a_server_with_tls_fails_and_says_where() {
+    let redis = Redis::builder().tls().start();
+    let url = format!("redis://{}", redis.address());
+    let error = open(&url, "abort_on_connect_fail=true").await.unwrap_err();
+    assert_eq!(error.retry(), Retry::Safe);
+    assert!(error.to_string().contains(&redis.address()), "{error}");
+}
+
+#[tokio::test]
+async fn of_several_servers_the_primary_is_found_and_followed() {
+    let (first, second) = (Redis::start(), Redis::start());
+    second.follow(&first);
+    let url = format!("redis://{},{}", second.address(), first.address());
+    let store = open(&url, "").await.unwrap();
+    store.put("k", "v").await.unwrap();
+    assert_eq!(first.cli(&["GET", "k"]), "v");
+    // They change places: the first is demoted while connections to it stay.
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    first.follow(&second);
+    works(&store).await;
+    store.put("k", "w").await.unwrap();
+    assert_eq!(second.cli(&["GET", "k"]), "w");
+}
+
+#[tokio::test]
+async fn a_database_is_chosen_by_its_number() {
+    let redis = Redis::start();
+    let store = open(&format!("{}/3", redis.url()), "").await.unwrap();
+    store.put("k", "v").await.unwrap();
+    assert_eq!(redis.cli(&["-n", "3", "GET", "k"]), "v");
+    assert_eq!(redis.cli(&["EXISTS", "k"]), "0");
+    let error = open(&redis.url(), "database=4000").await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::InvalidConfig, Retry::Never), "{error}");
+}
+
+#[tokio::test]
+async fn a_default_time_to_live_is_given_to_what_has_none() {
+    let redis = Redis::start();
+    let store = open(&redis.url(), "ttl=1h").await.unwrap();
+    store.put("put", "v").await.unwrap();
+    store.batch_put([("batch", "v")]).await.unwrap();
+    store.increment("counter", 1).await.unwrap();
+    store.transaction(|tx| async move { tx.put("tx", "v").await }).await.unwrap();
+    for key in ["put", "batch", "counter", "tx"] {
+        let left = store.ttl(key).await.unwrap().unwrap().expect(key);
+        // Rounded up to milliseconds, in a transaction at its put and at its commit.
+        let bounds = Duration::from_secs(3500)..=Duration::from_millis(3_600_001);
+        assert!(bounds.contains(&left), "{key}: {left:?}");
+    }
+    store.persist("put").await.unwrap();
+    assert_eq!(store.ttl("put").await.unwrap(), Some(None));
+}
+
+#[tokio::test]
+async fn replicas_answer_gets_if_asked_to() {
+    let (primary, replica) = (Redis::start(), Redis::start());
+    replica.follow(&primary);
+    let url = format!("redis://{},{}", primary.address(), replica.address());
+    let store = open(&url, "read_from=replica").await.unwrap();
+    store.put("k", "v").await.unwrap();
+    commonhold_testkit::eventually(Duration::from_secs(10), "the replica has it", async || {
+        store.get("k").await.unwrap().is_some()
+    })
+    .await;
+    let hits: u64 = replica.info("keyspace_hits").parse().unwrap();
+    assert!(hits > 0, "the replica was not asked");
+    assert_eq!(primary.info("keyspace_hits"), "0");
+}
+
+#[tokio::test]
+async fn health_tells_the_role_and_warns_of_what_loses_state() {
+    let redis = Redis::builder().config("maxmemory 100mb").config("maxmemory-policy allkeys-lru").start();
+    let store = open(&redis.url(), "").await.unwrap();
+    let health = store.health_check().await.unwrap();
+    assert!(!health.version.is_empty() && health.now.is_some());
+    let detail =
+        |name: &str| health.details.iter().find(|(other, _)| other == name).map(|(_, value)| &**value);
+    assert_eq!(detail("role"), Some("master"));
+    assert!(detail("round_trip").is_some());
+    for warning in ["noeviction", "nothing on disk"] {
+        assert!(
+            health.warnings.iter().any(|text| text.contains(warning)),
+            "{warning}: {:?}",
+            health.warnings
+        );
+    }
+    let stats = store.stats().await.unwrap();
+    assert!(stats.memory_bytes.unwrap() > 0 && stats.memory_limit_bytes == Some(100 << 20));
+
+    let durable = Redis::builder().append_only().start();
+    let store = open(&durable.url(), "").await.unwrap();
+    assert_eq!(store.health_check().await.unwrap().warnings, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_configuration_out_of_range_is_refused_by_name() {
+    let config = RedisConfig::standalone([("h", 1)]).pipeline_batch_size(0);
+    let error = commonhold_redis::RedisBackend::open(config).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+}
