@@ -23,6 +23,7 @@ use crate::{
     gathered::{PlainPut, bytes, entries},
     isolated::Isolated,
     schema::{self, Table},
+    seen::ReadToken,
     service,
     shared::Shared,
     sql::Sql,
@@ -37,10 +38,14 @@ const MAX_KEYS: usize = 10_000;
 ///
 /// # Cancellation
 /// A dropped future has read nothing, or its write is carried out in full or not at all, perhaps later.
+///
+/// A clone is the same store: one for the [`Store`](commonhold_core::Store), say, and one to ask for
+/// [tokens](Self::token).
+#[derive(Clone)]
 pub struct PostgresBackend {
     shared: Arc<Shared>,
     table: Table,
-    listener: OnceLock<Listener>,
+    listener: Arc<OnceLock<Listener>>,
 }
 
 impl PostgresBackend {
@@ -61,13 +66,32 @@ impl PostgresBackend {
     async fn open_checked(config: PostgresConfig) -> Result<Self> {
         config.check()?;
         let shared = Arc::new(Shared::new(config)?);
-        let connection = shared.connector.connect(Use::Exclusive).await?;
+        let connection = shared.primary.connector.connect(Use::Exclusive).await?;
         let table = schema::migrate(&connection, shared.config(), &shared.names).await?;
         shared.look_at_the_clock(&connection).await?;
         if let Some(interval) = shared.config().sweep {
             service::sweep_in_background(&shared, interval);
         }
-        Ok(Self { shared, table, listener: OnceLock::new() })
+        shared.replicas.watch_over();
+        Ok(Self { shared, table, listener: Arc::default() })
+    }
+
+    /// How far this store has seen the writes to the primary: its own and those that it
+    /// [observed](Self::observe), at least. Asks the primary.
+    ///
+    /// # Errors
+    /// Those of connecting; `Unavailable`, `Timeout`. All may be tried again.
+    pub async fn token(&self) -> Result<ReadToken> {
+        self.shared.token().await.map_err(|error| error.at(NAME, "token"))
+    }
+
+    /// Lets later reads of this store show what that one had seen whose [`token`](Self::token) this is: until the
+    /// replicas do, they go to the primary, which shows everything.
+    ///
+    /// A token of a primary that failed, ahead of what its successor had of it, asks for what is lost: it counts for
+    /// nothing then.
+    pub fn observe(&self, token: ReadToken) {
+        self.shared.seen.observe(token);
     }
 
     fn listener(&self) -> &Listener {
@@ -95,7 +119,8 @@ impl PostgresBackend {
     async fn read_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
         let mut answers = Vec::with_capacity(keys.len());
         for keys in keys.chunks(MAX_KEYS) {
-            let rows = self.shared.query_alone(Sql::GetMany, &[&bytes(keys)]).await?;
+            let replica = self.shared.replicas.for_keys(keys);
+            let rows = self.shared.query_from(replica, Sql::GetMany, &[&bytes(keys)]).await?;
             let found = entries(&rows)?;
             answers.extend(keys.iter().map(|key| found.get(key.as_bytes()).cloned()));
         }
@@ -149,19 +174,23 @@ impl StateBackend for PostgresBackend {
 
     fn get<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Entry>> {
         Answer::later(async move {
-            self.shared.gathered.get(key).await.map_err(|error| error.at(NAME, "get").with_key(key))
+            self.shared.get(key).await.map_err(|error| error.at(NAME, "get").with_key(key))
         })
     }
 
     fn put<'a>(&'a self, key: &'a Key, value: Bytes, options: PutOptions) -> Answer<'a, Applied> {
         Answer::later(async move {
-            self.put_one(key, value, options).await.map_err(|error| error.at(NAME, "put").with_key(key))
+            let applied = self.put_one(key, value, options).await;
+            self.shared.seen.wrote(key);
+            applied.map_err(|error| error.at(NAME, "put").with_key(key))
         })
     }
 
     fn delete<'a>(&'a self, key: &'a Key, condition: Condition) -> Answer<'a, Applied> {
         Answer::later(async move {
-            self.delete_one(key, &condition).await.map_err(|error| error.at(NAME, "delete").with_key(key))
+            let applied = self.delete_one(key, &condition).await;
+            self.shared.seen.wrote(key);
+            applied.map_err(|error| error.at(NAME, "delete").with_key(key))
         })
     }
 
@@ -171,13 +200,16 @@ impl StateBackend for PostgresBackend {
 
     fn write_many(&self, batch: Vec<Write>) -> Answer<'_, Vec<Applied>> {
         Answer::later(async move {
-            self.shared.write_many(&batch).await.map_err(|error| error.at(NAME, "write_many"))
+            let applied = self.shared.write_many(&batch).await;
+            batch.iter().for_each(|write| self.shared.seen.wrote(write.key()));
+            applied.map_err(|error| error.at(NAME, "write_many"))
         })
     }
 
     fn transact<'a>(&'a self, key: &'a Key, transition: Arc<dyn Transition>) -> Answer<'a, Bytes> {
         Answer::later(async move {
             let reply = self.shared.transact(key, &*transition).await;
+            self.shared.seen.wrote(key);
             reply.map_err(|error| error.at(NAME, "transact").with_key(key))
         })
     }
@@ -194,7 +226,9 @@ impl StateBackend for PostgresBackend {
     }
 
     async fn clear(&self, prefix: &Prefix) -> Result<u64> {
-        self.shared.clear(prefix).await.map_err(|error| error.at(NAME, "clear"))
+        let cleared = self.shared.clear(prefix).await;
+        self.shared.seen.wrote_anything();
+        cleared.map_err(|error| error.at(NAME, "clear"))
     }
 
     async fn watch(&self, prefix: &Prefix) -> Result<BoxStream<'static, Result<Change>>> {
@@ -209,7 +243,7 @@ impl StateBackend for PostgresBackend {
         let publish = async {
             self.check_session("publishing")?;
             let payload = payload(channel, &message)?;
-            self.shared.lanes.any().await?.query(Sql::Publish, &[&payload]).await.map(drop)
+            self.shared.primary.lanes.any().await?.query(Sql::Publish, &[&payload]).await.map(drop)
         };
         publish.await.map_err(|error| error.at(NAME, "publish"))
     }

@@ -19,7 +19,7 @@ pub(crate) struct Checked {
 impl Checked {
     pub(crate) async fn begin(shared: Arc<Shared>) -> Result<Self> {
         if !shared.clock.is_fresh() {
-            shared.look_at_the_clock(&*shared.lanes.any().await?).await?;
+            shared.look_at_the_clock(&*shared.primary.lanes.any().await?).await?;
         }
         Ok(Self { shared })
     }
@@ -67,6 +67,9 @@ impl OptimisticStore for Checked {
         let mut keys: Vec<Key> = reads.keys().chain(writes.keys()).cloned().collect();
         keys.sort();
         keys.dedup();
-        self.shared.locked(&keys, |live, _| compare(&reads, live).map(|()| (writes.clone(), ()))).await
+        let decide = |live: &Live, _| compare(&reads, live).map(|()| (writes.clone(), ()));
+        let committed = self.shared.locked(&keys, decide).await;
+        writes.keys().for_each(|key| self.shared.seen.wrote(key));
+        committed
     }
 }

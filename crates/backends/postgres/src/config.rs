@@ -22,6 +22,9 @@ pub const OPTIONS: &[&str] = &[
     "unlogged",
     "watch",
     "isolation",
+    "replicas",
+    "max_lag",
+    "read_your_writes",
     "pool",
     "timeout",
     "connect_timeout",
@@ -68,6 +71,9 @@ pub struct PostgresConfig {
     pub(crate) watch: bool,
     pub(crate) pgbouncer: bool,
     pub(crate) isolation: Option<Isolation>,
+    pub(crate) replicas: Vec<Endpoint>,
+    pub(crate) max_lag: Duration,
+    pub(crate) read_your_writes: bool,
     pub(crate) pool: usize,
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
@@ -161,6 +167,9 @@ impl PostgresConfig {
             watch: false,
             pgbouncer: false,
             isolation: None,
+            replicas: Vec::new(),
+            max_lag: Duration::from_secs(1),
+            read_your_writes: true,
             pool: 16,
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
@@ -191,6 +200,10 @@ impl PostgresConfig {
         config.watch = flag(&mut url, "watch")?;
         config.isolation =
             url.parsed("isolation", "read-committed, repeatable-read or serializable", Isolation::parse)?;
+        config.replicas = replicas(&url.text("replicas").unwrap_or_default())?;
+        config.max_lag = url.duration("max_lag")?.unwrap_or(config.max_lag);
+        let read_your_writes = url.parsed("read_your_writes", "true or false", |text| text.parse().ok())?;
+        config.read_your_writes = read_your_writes.unwrap_or(true);
         let pool = url.parsed("pool", "a number of connections", |text| text.parse().ok())?;
         config.pool = pool.unwrap_or(config.pool);
         config.timeout = url.duration("timeout")?.unwrap_or(config.timeout);
@@ -307,6 +320,32 @@ impl PostgresConfig {
         self
     }
 
+    /// A replica to read from. `replicas=HOST:PORT,HOST:PORT` in a URL.
+    #[must_use]
+    pub fn replica(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.replicas.push(Endpoint { host: host.into(), port });
+        self
+    }
+
+    /// How far behind the primary a replica may be to be read from: 100 ms to 1 day, 1 s by default. So far may its clock
+    /// be off, too, by which it judges expiry.
+    ///
+    /// Primary and replicas are looked at eight times in that time, and once a second at least. When the primary is
+    /// away it is not known what replicas lack: they are read from so long and no longer.
+    #[must_use]
+    pub fn max_lag(mut self, lag: Duration) -> Self {
+        self.max_lag = lag;
+        self
+    }
+
+    /// Whether reads show at least what this store itself has written: those of keys that it has just written go to
+    /// the primary until the replicas are known to have come so far. On by default.
+    #[must_use]
+    pub fn read_your_writes(mut self, read_your_writes: bool) -> Self {
+        self.read_your_writes = read_your_writes;
+        self
+    }
+
     /// The most connections for batches with conditions, transactions and whatever waits for a lock: 1 to 1000, 16
     /// by default. Six more are shared by the single statements.
     #[must_use]
@@ -411,11 +450,17 @@ impl PostgresConfig {
                 return invalid(format!("{option} takes 1ms to 1 day"));
             }
         }
+        if !(MIN_LAG..=MAX_DURATION).contains(&self.max_lag) {
+            return invalid("max_lag takes 100ms to 1 day".to_owned());
+        }
         if self.rules.max_value_bytes > MAX_VALUE_BYTES {
             return invalid(format!(
                 "max_value is at most 256 MiB, not {} bytes",
                 self.rules.max_value_bytes
             ));
+        }
+        if self.unlogged && !self.replicas.is_empty() {
+            return invalid("an unlogged table has no replicas; leave unlogged or replicas out".to_owned());
         }
         if self.pgbouncer && self.watch {
             return invalid(
@@ -434,7 +479,19 @@ impl PostgresConfig {
 /// A row of the old value and the new one must fit into a message of 1 GiB.
 const MAX_VALUE_BYTES: u64 = 256 * 1024 * 1024;
 const MIN_DURATION: Duration = Duration::from_millis(1);
+/// What replicas show is looked at several times in that time.
+const MIN_LAG: Duration = Duration::from_millis(100);
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Reads the hosts of replicas as those of a URL.
+fn replicas(text: &str) -> Result<Vec<Endpoint>> {
+    if text.contains(['@', '/', '?']) {
+        let message =
+            "replicas takes HOST[:PORT],HOST[:PORT]..; user, password and database are the primary's";
+        return Err(Error::new(ErrorKind::InvalidConfig, message));
+    }
+    Ok(StoreUrl::parse(&format!("replicas://{text}"))?.authority(PORT)?.hosts)
+}
 
 fn flag(url: &mut StoreUrl, name: &'static str) -> Result<bool> {
     Ok(url.parsed(name, "true or false", |text| text.parse().ok())?.unwrap_or(false))
@@ -465,6 +522,7 @@ mod tests {
              &sslmode=verify-full&sslrootcert=/ca.pem&isolation=repeatable-read&ttl=1h",
         )
         .unwrap();
+        assert!(config.replicas.is_empty() && config.read_your_writes);
         let hosts: Vec<_> = config.hosts.iter().map(ToString::to_string).collect();
         assert_eq!(hosts, ["a:5432", "b:1"]);
         assert_eq!((config.user.as_str(), config.database_name()), ("us@er", "my db"));
@@ -475,6 +533,16 @@ mod tests {
         );
         assert!(config.unlogged && config.sweep.is_none() && !format!("{config:?}").contains("p:w"));
         assert_eq!(from_url("postgres://app@h").unwrap().database_name(), "app");
+    }
+
+    #[test]
+    fn a_url_names_replicas_as_it_names_hosts() {
+        let config =
+            from_url("postgres://h/d?replicas=a,b:1,[::1]:2&max_lag=250ms&read_your_writes=false").unwrap();
+        let replicas: Vec<_> = config.replicas.iter().map(ToString::to_string).collect();
+        assert_eq!(replicas, ["a:5432", "b:1", "[::1]:2"]);
+        assert_eq!((config.max_lag, config.read_your_writes), (Duration::from_millis(250), false));
+        assert_eq!(from_url("postgres://h/d?replicas=").unwrap().replicas.len(), 0);
     }
 
     #[test]
@@ -490,6 +558,13 @@ mod tests {
             "isolation=none",
             "unlogged=1",
             "pgbouncer=true&watch=true",
+            "unlogged=true&replicas=h",
+            "replicas=h:x",
+            "replicas=u:hunter2@h",
+            "replicas=h/d",
+            "max_lag=99ms",
+            "max_lag=2d",
+            "read_your_writes=yes",
             "ttl=0s",
             "max_value=1GB",
             "tabel=x",

@@ -57,6 +57,22 @@ impl Connector {
         Ok(Self { config, texts: texts.into(), tls, preferred: AtomicUsize::new(0) })
     }
 
+    /// The same for one host, a replica perhaps.
+    pub(crate) fn to(&self, host: &Endpoint) -> Self {
+        self.with(PostgresConfig { hosts: vec![host.clone()], ..self.config.clone() })
+    }
+
+    /// The same for those who are not patient.
+    pub(crate) fn within(&self, timeout: Duration) -> Self {
+        let connect_timeout = self.config.connect_timeout.min(timeout + ANSWER_SLACK);
+        self.with(PostgresConfig { timeout, connect_timeout, ..self.config.clone() })
+    }
+
+    fn with(&self, config: PostgresConfig) -> Self {
+        let (texts, tls) = (Arc::clone(&self.texts), self.tls.clone());
+        Self { config, texts, tls, preferred: AtomicUsize::new(0) }
+    }
+
     pub(crate) fn config(&self) -> &PostgresConfig {
         &self.config
     }

@@ -33,7 +33,7 @@ impl Shared {
     }
 
     async fn copy_in_once(&self, puts: &[&PlainPut]) -> Result<()> {
-        let mut session = self.pool.get().await?;
+        let mut session = self.primary.pool.get().await?;
         session.begun();
         let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; \
              CREATE TEMPORARY TABLE commonhold_load (key bytea, value bytea, ttl bigint) ON COMMIT DROP";

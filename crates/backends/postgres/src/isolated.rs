@@ -24,7 +24,7 @@ pub(crate) struct Isolated {
 
 impl Isolated {
     pub(crate) async fn begin(shared: Arc<Shared>, isolation: Isolation) -> Result<Self> {
-        let mut session = shared.pool.get().await?;
+        let mut session = shared.primary.pool.get().await?;
         session.begun();
         session.run(&format!("BEGIN ISOLATION LEVEL {}", isolation.sql())).await.map_err(nothing_written)?;
         Ok(Self { session, shared, failed: false })
@@ -73,6 +73,7 @@ impl Transaction for Isolated {
         }
         let committed = self.session.run("COMMIT").await;
         self.session.ended();
+        self.shared.seen.wrote_anything();
         committed.map_err(|error| error.at(NAME, "commit"))
     }
 

@@ -48,8 +48,9 @@ impl Lanes {
     }
 }
 
+/// One shared connection.
 #[derive(Debug)]
-struct Lane {
+pub(crate) struct Lane {
     connector: Arc<Connector>,
     // A std mutex: it is held for a clone and never across an await.
     current: StdMutex<Option<Arc<Connection>>>,
@@ -58,7 +59,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(connector: &Arc<Connector>) -> Self {
+    pub(crate) fn new(connector: &Arc<Connector>) -> Self {
         Self { connector: Arc::clone(connector), current: StdMutex::default(), connecting: Mutex::default() }
     }
 
@@ -68,7 +69,7 @@ impl Lane {
     }
 
     /// The connection, made anew if it broke. Of those who ask meanwhile one tries; the others share its failure.
-    async fn get(&self) -> Result<Arc<Connection>> {
+    pub(crate) async fn get(&self) -> Result<Arc<Connection>> {
         if let Some(connection) = self.current() {
             return Ok(connection);
         }

@@ -32,6 +32,18 @@
 //! tries again. With an isolation level it is a transaction of the server: it holds a connection and the locks of what it
 //! wrote, and serialization failures are conflicts too.
 //!
+//! # Replicas
+//!
+//! With [`PostgresConfig::replica`], reads, scans and counts are spread over the replicas that are known to show all
+//! that the primary had written [`PostgresConfig::max_lag`] ago, and go to the primary where there is none. One that
+//! fails, or does not answer for a second, is left out until it answers again; the reads that met it go to the primary.
+//! So they do where a replica has been promoted, or where its clock is off.
+//!
+//! Such a read may be older than another instance's last write, and than an earlier read. What this store itself wrote,
+//! or was told of as a [watcher](commonhold_core::StateBackend::watch), it does see, unless
+//! [`PostgresConfig::read_your_writes`] is off. [`PostgresBackend::token`] carries that over to other instances.
+//! Conditions, transitions, batches that write and transactions never read from a replica.
+//!
 //! # Plain SQL
 //!
 //! The view `TABLE_readable` shows live entries for people: `key` and `text` where they are UTF-8 and escaped where not,
@@ -74,10 +86,14 @@ mod gathered;
 mod isolated;
 mod lanes;
 mod locked;
+mod log;
 mod names;
 mod pool;
+mod replicas;
 mod scan;
 mod schema;
+mod seen;
+mod server;
 mod service;
 mod shared;
 mod sql;
@@ -90,6 +106,7 @@ mod write;
 pub use self::{
     backend::PostgresBackend,
     config::{Isolation, OPTIONS, PostgresConfig, TlsMode},
+    seen::ReadToken,
 };
 
 /// The backend's name in errors and metrics.

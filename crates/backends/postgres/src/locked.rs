@@ -52,7 +52,7 @@ impl Shared {
         keys: &[Key],
         decide: &mut impl FnMut(&Live, Timestamp) -> Result<(WriteSet, T)>,
     ) -> Result<T> {
-        let mut session = self.pool.get().await?;
+        let mut session = self.primary.pool.get().await?;
         let (live, now) = lock(&mut session, keys).await.map_err(nothing_written)?;
         let (writes, reply) = decide(&live, now)?;
         if !writes.is_empty() {

@@ -56,10 +56,12 @@ impl Shared {
     async fn page(&self, scan: &Scan, range: &mut Range) -> Result<(Vec<(Key, Entry)>, bool)> {
         let limit = i64::try_from(scan.page).unwrap_or(i64::MAX);
         let (from, end) = (&range.from[..], &range.end[..]);
+        let replica = self.replicas.for_any_keys();
         let rows = if scan.keys_only {
-            self.query_alone(Sql::ScanKeys, &[&from, &range.after, &end, &limit]).await?
+            self.query_from(replica, Sql::ScanKeys, &[&from, &range.after, &end, &limit]).await?
         } else {
-            self.query_alone(Sql::Scan, &[&from, &range.after, &end, &limit, &(PAGE_BYTES as i64)]).await?
+            let params: Params<'_> = &[&from, &range.after, &end, &limit, &(PAGE_BYTES as i64)];
+            self.query_from(replica, Sql::Scan, params).await?
         };
         let (mut page, mut bytes) = (Vec::with_capacity(rows.len()), 0);
         for row in &rows {
@@ -87,7 +89,8 @@ impl Shared {
         let (mut range, mut sum) = (Range::new(prefix, None), 0);
         loop {
             let params: Params<'_> = &[&&range.from[..], &range.after, &&range.end[..], &page];
-            let rows = self.query_alone(sql, params).await?;
+            let replica = if sql == Sql::Count { self.replicas.for_any_keys() } else { None };
+            let rows = self.query_from(replica, sql, params).await?;
             let Some(row) = rows.first() else { return Ok(sum) };
             let number: i64 = values::column(row, 1)?;
             sum += number.unsigned_abs();

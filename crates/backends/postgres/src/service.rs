@@ -24,12 +24,12 @@ const LAG_SECONDS: f64 = 10.0;
 
 impl Shared {
     pub(crate) async fn health(&self) -> Result<Health> {
-        let session = self.pool.get().await?;
+        let session = self.primary.pool.get().await?;
         let asked = Instant::now();
         let rows = session.query(Sql::Health, &[]).await?;
         let round_trip = asked.elapsed();
         let row = rows.first().ok_or_else(no_row)?;
-        let status = self.pool.status();
+        let status = self.primary.pool.status();
         let in_recovery: bool = column(row, 2)?;
         let (used, allowed): (i64, i64) = (column(row, 6)?, column(row, 7)?);
         let (replicas, lag): (i64, Option<f64>) = (column(row, 10)?, column(row, 11)?);
@@ -47,11 +47,14 @@ impl Shared {
         if let Some(lag) = lag {
             details.push(("replica lag".to_owned(), format!("{:?}", Duration::from_secs_f64(lag.max(0.0)))));
         }
+        details.extend(self.replicas.details());
+        let mut warnings = warnings(row)?;
+        warnings.extend(self.replicas.warnings());
         Ok(Health {
             version: column(row, 0)?,
             now: Some(Timestamp::from(column::<Time>(row, 1)?)),
             details,
-            warnings: warnings(row)?,
+            warnings,
         })
     }
 
@@ -59,7 +62,7 @@ impl Shared {
         let rows = self.query_alone(Sql::Stats, &[]).await?;
         let row = rows.first().ok_or_else(no_row)?;
         let figure = |index| column::<i64>(row, index).map(i64::unsigned_abs);
-        let status = self.pool.status();
+        let status = self.primary.pool.status();
         let mut stats = Stats::default();
         stats.disk_bytes = Some(figure(1)?);
         stats.details = vec![
@@ -94,7 +97,7 @@ impl Shared {
     }
 
     async fn run_patiently(&self, sql: &str) -> Result<()> {
-        self.connector.connect(Use::Patient).await?.run(sql).await
+        self.primary.connector.connect(Use::Patient).await?.run(sql).await
     }
 
     /// Removes expired rows, a few at a time, and says how many. None if another instance is at it.

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use commonhold_core::{Error, ErrorKind, Expiry, Key, Result, Timestamp, embedded::Record, embedded::Rules};
+use commonhold_core::{
+    Entry, Error, ErrorKind, Expiry, Key, Result, Timestamp, embedded::Record, embedded::Rules,
+};
+
+use tokio_postgres::{Row, types::PgLsn};
 
 use crate::{
     clock::ServerClock,
@@ -10,10 +14,11 @@ use crate::{
     connect::Connector,
     connection::Params,
     error,
-    gathered::{Arrays, Gathered, PlainPut},
-    lanes::Lanes,
+    gathered::{Arrays, PlainPut},
     names::Names,
-    pool::Pool,
+    replicas::{Replica, Replicas},
+    seen::{ReadToken, Seen},
+    server::Server,
     sql::Sql,
     values::{self, Time},
 };
@@ -26,11 +31,10 @@ const SHARED_WRITES: usize = 64;
 /// The store's inside.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) connector: Arc<Connector>,
     pub(crate) names: Names,
-    pub(crate) lanes: Arc<Lanes>,
-    pub(crate) pool: Pool,
-    pub(crate) gathered: Gathered,
+    pub(crate) primary: Server,
+    pub(crate) replicas: Arc<Replicas>,
+    pub(crate) seen: Arc<Seen>,
     pub(crate) clock: ServerClock,
     /// The statement that ends a big load.
     pub(crate) load: String,
@@ -40,15 +44,16 @@ impl Shared {
     pub(crate) fn new(config: PostgresConfig) -> Result<Self> {
         let names = Names::new(&config.schema, &config.table)?;
         let connector = Arc::new(Connector::new(config, Sql::texts(&names))?);
-        let lanes = Arc::new(Lanes::new(&connector));
-        let pool = Pool::new(&connector)?;
-        let gathered = Gathered::new(&lanes);
+        let config = connector.config();
+        let seen = Arc::new(Seen::new(config.read_your_writes && !config.replicas.is_empty()));
+        let replicas = Arc::new(Replicas::new(&connector, &seen)?);
+        let primary = Server::new(&connector)?;
         let load = Self::load_statement(&names.table);
-        Ok(Self { connector, names, lanes, pool, gathered, clock: ServerClock::default(), load })
+        Ok(Self { names, primary, replicas, seen, clock: ServerClock::default(), load })
     }
 
     pub(crate) fn config(&self) -> &PostgresConfig {
-        self.connector.config()
+        self.primary.connector.config()
     }
 
     pub(crate) fn rules(&self) -> &Rules {
@@ -57,7 +62,7 @@ impl Shared {
 
     /// The number of rows that a single write changes. It shares a connection unless it has to wait for a lock.
     pub(crate) async fn execute(&self, sql: Sql, params: Params<'_>) -> Result<u64> {
-        match self.lanes.any().await?.execute(sql, params).await {
+        match self.primary.lanes.any().await?.execute(sql, params).await {
             Err(error) if error::is_locked_out(&error) || error::is_deadlock(&error) => {
                 self.execute_alone(sql, params).await
             }
@@ -69,7 +74,7 @@ impl Shared {
     pub(crate) async fn execute_alone(&self, sql: Sql, params: Params<'_>) -> Result<u64> {
         let mut attempts = Attempts::default();
         loop {
-            let executed = self.pool.get().await?.execute(sql, params).await;
+            let executed = self.primary.pool.get().await?.execute(sql, params).await;
             if !attempts.again(&executed) {
                 return executed;
             }
@@ -77,19 +82,55 @@ impl Shared {
     }
 
     /// The rows of a statement on a connection of its own.
-    pub(crate) async fn query_alone(&self, sql: Sql, params: Params<'_>) -> Result<Vec<tokio_postgres::Row>> {
+    pub(crate) async fn query_alone(&self, sql: Sql, params: Params<'_>) -> Result<Vec<Row>> {
         let mut attempts = Attempts::default();
         loop {
-            let rows = self.pool.get().await?.query(sql, params).await;
+            let rows = self.primary.pool.get().await?.query(sql, params).await;
             if !attempts.again(&rows) {
                 return rows;
             }
         }
     }
 
+    /// The entry under a key, from a replica where one may answer.
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        if let Some(replica) = self.replicas.for_keys([key])
+            && let Some(entry) = replica.answer(replica.server().gathered.get(key)).await
+        {
+            return Ok(entry);
+        }
+        self.primary.gathered.get(key).await
+    }
+
+    /// How far this store has seen what was written.
+    pub(crate) async fn token(&self) -> Result<ReadToken> {
+        let observed = self.seen.observed();
+        let rows = self.primary.lanes.any().await?.query(Sql::Written, &[]).await?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, "no row came"))?;
+        let position = values::column::<PgLsn>(row, 0)?.into();
+        Ok(ReadToken(observed.max(position)))
+    }
+
+    /// The rows of a read: from this replica, or on a connection of the primary's own.
+    pub(crate) async fn query_from(
+        &self,
+        replica: Option<&Replica>,
+        sql: Sql,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        if let Some(replica) = replica {
+            let server = replica.server();
+            let rows = async { server.pool.get().await?.query(sql, params).await };
+            if let Some(rows) = replica.answer(rows).await {
+                return Ok(rows);
+            }
+        }
+        self.query_alone(sql, params).await
+    }
+
     /// The live record under a key and the time, which is there in any case.
     pub(crate) async fn read(&self, key: &Key) -> Result<(Option<Record>, Timestamp)> {
-        let connection = self.lanes.any().await?;
+        let connection = self.primary.lanes.any().await?;
         connection.prepare(&[Sql::Read]).await?;
         let asked = Instant::now();
         let rows = connection.query(Sql::Read, &[&key.as_bytes()]).await?;
@@ -105,7 +146,7 @@ impl Shared {
 
     /// Puts a value in any case, together with others that are put at the same time.
     pub(crate) async fn put(&self, put: PlainPut) -> Result<()> {
-        if put.value.len() <= PlainPut::MAX_GATHERED_BYTES && self.gathered.put(put.clone()).await? {
+        if put.value.len() <= PlainPut::MAX_GATHERED_BYTES && self.primary.gathered.put(put.clone()).await? {
             return Ok(());
         }
         let single = put.single();

@@ -88,6 +88,10 @@ statements! {
     Publish,
     /// (): now.
     Now,
+    /// (): up to where the primary's log has what was acknowledged, the timeline, now.
+    Written,
+    /// (): up to where a replica shows the log, NULL if it is none; now.
+    Replayed,
     /// (): figures about the table.
     Stats,
     /// (): how the server is.
@@ -112,8 +116,9 @@ pub(crate) fn expiry(ttl: &str) -> String {
 impl Sql {
     fn text(self, names: &Names) -> Text {
         let (types, writes, sql) = match self {
-            Self::Get | Self::Read | Self::GetMany | Self::Now | Self::Stats | Self::Health => {
-                self.read(names)
+            Self::Get | Self::Read | Self::GetMany | Self::Stats => self.read(names),
+            Self::Now | Self::Written | Self::Replayed | Self::Health => {
+                (vec![], false, self.of_server(names))
             }
             Self::Scan | Self::ScanKeys | Self::Count => self.range(names),
             Self::Lock | Self::ReadLocked | Self::WriteLocked | Self::DeleteLocked => self.locked(names),
@@ -149,7 +154,7 @@ impl Sql {
                      WHERE t.key = ANY($1) AND {LIVE}"
                 ),
             ),
-            Self::Stats => {
+            _ => {
                 let table = literal(table);
                 (
                     vec![],
@@ -162,8 +167,18 @@ impl Sql {
                     ),
                 )
             }
-            Self::Health => (vec![], false, health(table)),
-            _ => (vec![], false, "SELECT clock_timestamp()".to_owned()),
+        }
+    }
+
+    fn of_server(self, Names { table, .. }: &Names) -> String {
+        match self {
+            Self::Health => health(table),
+            Self::Written => WRITTEN.to_owned(),
+            Self::Replayed => {
+                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END, clock_timestamp()"
+                    .to_owned()
+            }
+            _ => "SELECT clock_timestamp()".to_owned(),
         }
     }
 
@@ -337,6 +352,12 @@ impl Sql {
 }
 
 const RANGE: &str = "t.key >= $1 AND t.key < $3 AND NOT ($2 AND t.key = $1)";
+
+/// With `synchronous_commit` off, what is acknowledged need not be on the disk. Where it is on, what is not there yet may
+/// stay so for long: nobody waits for it.
+const WRITTEN: &str = "SELECT w.position, left(pg_walfile_name(w.position), 8), clock_timestamp() FROM (SELECT \
+     CASE current_setting('synchronous_commit') WHEN 'off' THEN pg_current_wal_insert_lsn() \
+     ELSE pg_current_wal_flush_lsn() END AS position) w";
 
 /// The advisory locks of this library: for migrations this number itself, for a table it and the table's id.
 pub(crate) const LOCK: i64 = 0x0063_6f6d;

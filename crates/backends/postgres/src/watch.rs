@@ -16,6 +16,7 @@ use crate::{
     connect::Connector,
     connection::Connection,
     names::{Names, literal},
+    seen::Seen,
     shared::Shared,
     sql::{CHANGES, MESSAGES, Sql},
     values::column,
@@ -46,8 +47,9 @@ impl Listener {
     pub(crate) fn start(shared: &Shared) -> Self {
         let (wanted, receiver) = mpsc::unbounded_channel();
         let task = Task {
-            connector: Arc::clone(&shared.connector),
+            connector: Arc::clone(&shared.primary.connector),
             names: shared.names.clone(),
+            seen: Arc::clone(&shared.seen),
             wanted: receiver,
             hub: Hub::default(),
             asking: Vec::new(),
@@ -95,6 +97,8 @@ pub(crate) fn payload(channel: &Key, message: &[u8]) -> Result<String> {
 struct Task {
     connector: Arc<Connector>,
     names: Names,
+    /// Whoever is told of a change reads it, from replicas too.
+    seen: Arc<Seen>,
     wanted: mpsc::UnboundedReceiver<Wanted>,
     hub: Hub,
     /// Those who have not been heard yet.
@@ -122,6 +126,7 @@ impl Task {
             match self.listen().await {
                 Ok(mut ears) => {
                     if has_listened {
+                        self.seen.wrote_anything();
                         self.hub.missed();
                     }
                     has_listened = true;
@@ -209,7 +214,12 @@ impl Task {
                 self.let_listen(wanted);
             }
         } else {
-            self.hub.report(change(payload).unwrap_or(Change::Missed));
+            let change = change(payload).unwrap_or(Change::Missed);
+            match &change {
+                Change::Put(key) | Change::Deleted(key) => self.seen.wrote(key),
+                Change::Missed => self.seen.wrote_anything(),
+            }
+            self.hub.report(change);
         }
     }
 

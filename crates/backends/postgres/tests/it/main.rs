@@ -6,5 +6,6 @@ mod common;
 mod conformance;
 mod faults;
 mod isolation;
+mod replicas;
 mod table;
 mod ways;
