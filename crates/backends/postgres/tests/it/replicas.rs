@@ -489,7 +489,8 @@ async fn after_a_change_of_primary_its_replica_is_read_from_whatever_was_lost_wi
     servers.replica.sql("SELECT pg_reload_conf()");
     servers.replica.wait_for_replay_of(&servers.second);
     // Until its log is longer than that of the first was, what replicas have may be of either.
-    store.put("long", vec![b'v'; 4 << 20]).await.unwrap();
+    let long: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(4 << 20).collect();
+    store.put("long", long).await.unwrap();
     is_read_from(&backend, true).await;
     let shown: ReadToken = servers.replica.sql("SELECT pg_last_wal_replay_lsn()").parse().unwrap();
     assert!(backend.token().await.unwrap() >= shown);
