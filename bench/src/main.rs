@@ -1,5 +1,6 @@
-//! Benchmarks as ratios in one run: `cargo run --release -p commonhold-bench -- memory disk window`.
+//! Benchmarks as ratios in one run: `cargo run --release -p commonhold-bench -- memory disk`.
 
+mod copy;
 mod disk;
 mod harness;
 mod keys;
@@ -25,10 +26,14 @@ struct Arguments {
     /// How many events a window job folds.
     #[arg(long, default_value_t = 10_000_000)]
     events: u64,
+    /// How many entries are copied and scanned.
+    #[arg(long, default_value_t = 1_000_000)]
+    entries: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
+    Copy,
     Memory,
     Disk,
     Postgres,
@@ -43,6 +48,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let [window::CHILD, csv, store, keys] = words.as_slice() {
         return Ok(window::child(&runtime, csv, store, keys)?);
     }
+    if let [copy::CHILD, from, to, entries] = words.as_slice() {
+        return Ok(copy::child(&runtime, from, to, entries)?);
+    }
     let arguments = Arguments::parse();
     let wanted = |what| arguments.what.is_empty() || arguments.what.contains(&what);
     if wanted(What::Memory) {
@@ -56,6 +64,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Redis) {
         redis::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Copy) {
+        copy::run(arguments.entries)?;
     }
     if wanted(What::Window) {
         window::run(arguments.events)?;

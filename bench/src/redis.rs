@@ -1,9 +1,11 @@
-//! The Redis store through the `Store` handle, metrics on, against one multiplexed connection of the crate `redis`.
+//! The Redis store through the `Store` handle, metrics on, against one multiplexed connection of the crate `redis`, and
+//! against OpenDAL, which also has one interface over many stores.
 //!
 //! The server is the one that `COMMONHOLD_TEST_REDIS_URL` names, or one of its own that keeps nothing on disk.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use commonhold::{
     Key, Store,
     redis::{RedisBackend, RedisConfig},
@@ -33,14 +35,19 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
         Ok::<_, commonhold::Error>(())
     })?;
     println!("\n### Redis: against one multiplexed connection of `redis`\n\n{}", Comparison::HEADING);
-    for tasks in [1, 64] {
-        let plan = Plan { pairs, operations: if tasks == 1 { 1 << 12 } else { 1 << 16 }, tasks };
-        println!("{}", get(runtime, plan, &calls, &store, &raw));
-        println!("{}", put(runtime, plan, &calls, &store, &raw));
-    }
+    compare_with(runtime, pairs, &calls, &store, &raw);
+    let opendal = OpenDal::open().map_err(|error| opendal_error(&error))?;
+    runtime.block_on(async {
+        for key in keys.iter() {
+            opendal.put(key, value()).await;
+        }
+    });
+    println!("\n### Redis: against OpenDAL\n\n{}", Comparison::HEADING);
+    compare_with(runtime, pairs, &calls, &store, &opendal);
     println!();
+    let of_keys: Arc<[Vec<Key>]> = keys.chunks(BATCH).map(<[Key]>::to_vec).collect();
     for tasks in [1, 8] {
-        println!("{}", batches(runtime, pairs, tasks, &keys, &store));
+        println!("{}", batches(runtime, pairs, tasks, &of_keys, &store));
     }
     let cleared = runtime.block_on(store.clear(""))?;
     debug_assert_eq!(cleared as usize, keys.len());
@@ -66,14 +73,6 @@ impl Raw {
         Ok(Self { connection })
     }
 
-    async fn get(&mut self, key: &Key) -> RedisResult<Option<Vec<u8>>> {
-        redis::cmd("GET").arg(key.as_bytes()).query_async(&mut self.connection).await
-    }
-
-    async fn put(&mut self, key: &Key, value: &[u8]) -> RedisResult<()> {
-        redis::cmd("SET").arg(key.as_bytes()).arg(value).exec_async(&mut self.connection).await
-    }
-
     async fn put_many(&self, keys: &[Key]) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
         for key in keys {
@@ -83,7 +82,59 @@ impl Raw {
     }
 }
 
-fn get(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &Raw) -> Comparison {
+/// What the store is compared with.
+trait Rival: Clone + Send + Sync + 'static {
+    fn get(&self, key: &Key) -> impl Future<Output = bool> + Send;
+    fn put(&self, key: &Key, value: Bytes) -> impl Future<Output = bool> + Send;
+}
+
+impl Rival for Raw {
+    async fn get(&self, key: &Key) -> bool {
+        let mut connection = self.connection.clone();
+        let value: RedisResult<Option<Vec<u8>>> =
+            redis::cmd("GET").arg(key.as_bytes()).query_async(&mut connection).await;
+        std::hint::black_box(value).is_ok()
+    }
+
+    async fn put(&self, key: &Key, value: Bytes) -> bool {
+        let mut connection = self.connection.clone();
+        redis::cmd("SET").arg(key.as_bytes()).arg(&value[..]).exec_async(&mut connection).await.is_ok()
+    }
+}
+
+#[derive(Clone)]
+struct OpenDal {
+    operator: opendal::Operator,
+}
+
+impl OpenDal {
+    fn open() -> opendal::Result<Self> {
+        let redis = opendal::services::Redis::default().endpoint(redis_url()).root(&unique("/bench"));
+        Ok(Self { operator: opendal::Operator::new(redis)? })
+    }
+}
+
+impl Rival for OpenDal {
+    async fn get(&self, key: &Key) -> bool {
+        let path = std::str::from_utf8(key.as_bytes()).unwrap_or_default();
+        std::hint::black_box(self.operator.read(path).await).is_ok()
+    }
+
+    async fn put(&self, key: &Key, value: Bytes) -> bool {
+        let path = std::str::from_utf8(key.as_bytes()).unwrap_or_default();
+        self.operator.write(path, value).await.is_ok()
+    }
+}
+
+fn compare_with(runtime: &Runtime, pairs: usize, calls: &Arc<Calls>, store: &Store, rival: &impl Rival) {
+    for tasks in [1, 64] {
+        let plan = Plan { pairs, operations: if tasks == 1 { 1 << 12 } else { 1 << 16 }, tasks };
+        println!("{}", get(runtime, plan, calls, store, rival));
+        println!("{}", put(runtime, plan, calls, store, rival));
+    }
+}
+
+fn get(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, rival: &impl Rival) -> Comparison {
     let ours = |task, share| {
         let (store, calls) = (store.clone(), Arc::clone(calls));
         async move {
@@ -93,10 +144,10 @@ fn get(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &R
         }
     };
     let theirs = |task, share| {
-        let (mut raw, calls) = (raw.clone(), Arc::clone(calls));
+        let (rival, calls) = (rival.clone(), Arc::clone(calls));
         async move {
             for (_, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
-                std::hint::black_box(raw.get(key).await.ok());
+                assert!(rival.get(key).await, "the rival fails");
             }
         }
     };
@@ -108,7 +159,7 @@ fn get(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &R
     )
 }
 
-fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &Raw) -> Comparison {
+fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, rival: &impl Rival) -> Comparison {
     let ours = |task, share| {
         let (store, calls, value) = (store.clone(), Arc::clone(calls), value());
         async move {
@@ -118,10 +169,10 @@ fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &R
         }
     };
     let theirs = |task, share| {
-        let (mut raw, calls, value) = (raw.clone(), Arc::clone(calls), value());
+        let (rival, calls, value) = (rival.clone(), Arc::clone(calls), value());
         async move {
             for (_, key) in (0..share).zip(calls.of_task(task, plan.tasks)) {
-                std::hint::black_box(raw.put(key, &value).await.ok());
+                assert!(rival.put(key, value.clone()).await, "the rival fails");
             }
         }
     };
@@ -134,7 +185,13 @@ fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, raw: &R
 }
 
 /// The median of keys per second in batches, got and put.
-fn batches(runtime: &Runtime, segments: usize, count: u64, keys: &Arc<[Key]>, store: &Store) -> String {
+fn batches(
+    runtime: &Runtime,
+    segments: usize,
+    count: u64,
+    batches: &Arc<[Vec<Key>]>,
+    store: &Store,
+) -> String {
     let plan = Plan { pairs: segments, operations: (1 << 16) / BATCH as u64, tasks: count };
     let median = |run: &dyn Fn() -> f64| {
         let mut rates: Vec<f64> = (0..segments.max(1)).map(|_| run() * BATCH as f64).collect();
@@ -142,27 +199,25 @@ fn batches(runtime: &Runtime, segments: usize, count: u64, keys: &Arc<[Key]>, st
         rate(rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN))
     };
     let of_task = |task: u64, share: u64| {
-        let (store, keys) = (store.clone(), Arc::clone(keys));
-        let batches: Vec<Vec<Key>> = keys.chunks(BATCH).map(<[Key]>::to_vec).collect();
-        let chosen = (0..share)
-            .filter_map(move |call| batches.get((task * share + call) as usize % batches.len()).cloned());
-        (store, chosen)
+        let batches = Arc::clone(batches);
+        let numbers = (0..share).map(move |call| (task * share + call) as usize % batches.len());
+        (store.clone(), numbers)
     };
     let got = median(&|| {
         segment(runtime, plan, |task, share| {
-            let (store, batches) = of_task(task, share);
+            let ((store, numbers), batches) = (of_task(task, share), Arc::clone(batches));
             async move {
-                for batch in batches {
-                    std::hint::black_box(store.batch_get(&batch).await.ok());
+                for batch in numbers.filter_map(|number| batches.get(number)) {
+                    std::hint::black_box(store.batch_get(batch).await.ok());
                 }
             }
         })
     });
     let put = median(&|| {
         segment(runtime, plan, |task, share| {
-            let (store, batches) = of_task(task, share);
+            let ((store, numbers), batches) = (of_task(task, share), Arc::clone(batches));
             async move {
-                for batch in batches {
+                for batch in numbers.filter_map(|number| batches.get(number)) {
                     let entries = batch.iter().map(|key| (key, value()));
                     std::hint::black_box(store.batch_put(entries).await.ok());
                 }
@@ -170,6 +225,11 @@ fn batches(runtime: &Runtime, segments: usize, count: u64, keys: &Arc<[Key]>, st
         })
     });
     format!("Batches of {BATCH}, {}: {got} keys/s got, {put} keys/s put.", tasks(count))
+}
+
+fn opendal_error(error: &opendal::Error) -> commonhold::Error {
+    let message = format!("OpenDAL cannot be used: {error}");
+    commonhold::Error::new(commonhold::ErrorKind::Unavailable, message)
 }
 
 fn raw_error(error: redis::RedisError) -> commonhold::Error {

@@ -17,7 +17,7 @@ use commonhold::{
 };
 use tokio::runtime::Runtime;
 
-use crate::harness::rate;
+use crate::{copy::resident, harness::rate};
 
 /// How a child process is told to be one: with the file and the number of keys, 0 for none.
 pub(crate) const CHILD: &str = "window-child";
@@ -84,14 +84,6 @@ pub(crate) fn child(runtime: &Runtime, csv: &str, store: &str, keys: &str) -> Re
         let inputs = vec![Input::file(csv)?];
         run_job(&store, &JobName::new("bench")?, &spec, inputs, RunOptions::default()).await
     })?;
-    println!("{} {}", summary.events_per_second(), peak_mebibytes());
+    println!("{} {}", summary.events_per_second(), resident("VmHWM:"));
     Ok(())
-}
-
-fn peak_mebibytes() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes =
-        line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse::<f64>().ok());
-    kibibytes.map_or(f64::NAN, |kibibytes| kibibytes / 1024.0)
 }

@@ -4,7 +4,6 @@ mod args;
 mod bytes;
 mod commands;
 mod config;
-mod copy;
 mod failure;
 mod output;
 mod table;

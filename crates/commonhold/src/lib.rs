@@ -6,6 +6,7 @@
 //! - Backends with the same exact semantics, held to them by one conformance kit: [`MemoryBackend`], and with the
 //!   features of their names `disk` (on by default), `redis`, `postgres`, `memcached` and `sled`.
 //! - [`layers`]: retry, timeout, concurrency limit, metrics, traces, namespaces around any backend.
+//! - [`copy`]: the entries of one store into another, to move between any two.
 //! - With the feature `window`: [`window`], keyed windows over a stream of events, exactly once.
 //!
 //! # What it is not
@@ -31,6 +32,7 @@
 //! # }).unwrap();
 //! ```
 
+pub mod copy;
 mod open;
 
 pub use commonhold_core::*;

@@ -2,7 +2,11 @@
 
 use std::{ffi::OsString, fmt, fs, time::Instant};
 
-use commonhold::{Scheme, url::StoreUrl};
+use commonhold::{
+    Scheme,
+    copy::{Compared, Copy, Progress},
+    url::StoreUrl,
+};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 
@@ -10,7 +14,6 @@ use super::{Context, unless_interrupted};
 use crate::{
     bytes,
     config::{local_path, missing_path},
-    copy::{Compared, Copy, Progress},
     failure::{Failure, Result},
     output::{self, entries, note, thousands},
 };

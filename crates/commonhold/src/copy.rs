@@ -1,10 +1,26 @@
-//! Copies the entries of one store to another: in batches, with the time they have left, in flat memory. What
-//! was interrupted is gone on with, and at the end every entry is compared.
+//! Copies the entries of one store to another: in batches, with the time they have left, in flat memory. What was
+//! interrupted is gone on with, and at the end every entry can be compared.
+//!
+//! ```
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use commonhold::{Prefix, copy::Copy};
+//!
+//! let (old, new) = (commonhold::open("memory:").await?, commonhold::open("memory:").await?);
+//! old.put("greeting", "hello").await?;
+//!
+//! let copy = Copy::new(&old, &new, Prefix::ALL, "old")?;
+//! let copied = copy.run(copy.progress().await?, |progress| println!("{} entries", progress.entries)).await?;
+//! let compared = copy.compare(|_| ()).await?;
+//! assert_eq!((copied.entries, compared.same, compared.different), (1, 1, 0));
+//! copy.forget().await?;
+//! # Ok::<(), commonhold::Error>(())
+//! # }).unwrap();
+//! ```
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use commonhold::{Entry, Error, ErrorKind, Expiry, Key, Prefix, PutOptions, Result, Scan, Store, Write};
+use commonhold_core::{Entry, Error, ErrorKind, Expiry, Key, Prefix, PutOptions, Result, Scan, Store, Write};
 use futures_util::{TryStreamExt as _, future, stream::BoxStream};
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,48 +37,54 @@ const NAMED: usize = 5;
 
 /// What is copied where.
 #[derive(Debug)]
-pub(crate) struct Copy<'a> {
-    pub(crate) from: &'a Store,
-    pub(crate) to: &'a Store,
-    pub(crate) prefix: Prefix,
+pub struct Copy<'a> {
+    /// The source, which is only read.
+    pub from: &'a Store,
+    /// The target. What it has under other keys stays.
+    pub to: &'a Store,
+    /// Keys that begin with this are copied.
+    pub prefix: Prefix,
     progress: Key,
 }
 
 /// How far a copy has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Progress {
+pub struct Progress {
     /// Entries copied so far, by earlier runs too.
-    pub(crate) entries: u64,
+    pub entries: u64,
     /// The last key that was copied.
-    pub(crate) after: Option<Key>,
+    pub after: Option<Key>,
     /// An earlier run has begun, but its source has no order in which to go on: what the target has already is
     /// not written again.
-    pub(crate) skips: bool,
+    pub skips: bool,
     /// Entries that were not written again.
-    pub(crate) skipped: u64,
+    pub skipped: u64,
 }
 
 /// What the comparison at the end found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Compared {
+pub struct Compared {
     /// Entries that are the same on both sides.
-    pub(crate) same: u64,
+    pub same: u64,
     /// Entries that expired or were deleted at the source while they were being compared.
-    pub(crate) gone: u64,
+    pub gone: u64,
     /// Entries that the target lacks or has otherwise.
-    pub(crate) different: u64,
+    pub different: u64,
     /// The first of these.
-    pub(crate) named: Vec<Key>,
+    pub named: Vec<Key>,
     /// How many entries the target has beside these: where it can count, and nothing differs.
-    pub(crate) further: Option<u64>,
+    pub further: Option<u64>,
     /// A checksum over keys and values, the same for the same entries in whatever order.
-    pub(crate) checksum: u64,
+    pub checksum: u64,
 }
 
 impl<'a> Copy<'a> {
     /// A copy of the entries with this prefix. `source` is what the source is called, so that a copy of
     /// another source does not go on where this one stopped.
-    pub(crate) fn new(from: &'a Store, to: &'a Store, prefix: Prefix, source: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// None in practice: the key under which the progress is kept is always valid.
+    pub fn new(from: &'a Store, to: &'a Store, prefix: Prefix, source: &str) -> Result<Self> {
         let name = [source.as_bytes(), b"\0", prefix.as_bytes()].concat();
         let progress = Key::new(format!("{PROGRESS}{:016x}", xxh3_64(&name)))?;
         Ok(Self { from, to, prefix, progress })
@@ -72,8 +94,8 @@ impl<'a> Copy<'a> {
     /// what is there already is only compared.
     ///
     /// # Errors
-    /// `Corrupt` if the record of it is damaged.
-    pub(crate) async fn progress(&self) -> Result<Progress> {
+    /// `Corrupt` if the record of it is damaged, and whatever reading it brings.
+    pub async fn progress(&self) -> Result<Progress> {
         match self.to.get(&self.progress).await? {
             Some(record) if self.from.capabilities().ordered_scan => {
                 Progress::decode(&record).ok_or_else(|| {
@@ -85,15 +107,22 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Forgets how far an earlier run has come.
-    pub(crate) async fn forget(&self) -> Result<()> {
+    /// Forgets how far an earlier run has come: before a copy that is to begin anew, and once one is done.
+    ///
+    /// # Errors
+    /// Whatever deleting the record brings.
+    pub async fn forget(&self) -> Result<()> {
         self.to.delete(&self.progress).await.map(drop)
     }
 
     /// Copies what lies behind `start`, and tells after each batch how far it is.
     ///
-    /// The progress is committed with the batch. Dropped in the middle or killed, a next run goes on there.
-    pub(crate) async fn run(&self, start: Progress, mut copied: impl FnMut(&Progress)) -> Result<Progress> {
+    /// The progress is committed with the batch, or behind it where the target has no atomic batches. Dropped in the
+    /// middle or killed, a next run goes on there.
+    ///
+    /// # Errors
+    /// The first of reading or writing. What is written by then stays.
+    pub async fn run(&self, start: Progress, mut copied: impl FnMut(&Progress)) -> Result<Progress> {
         let scan = Scan { after: start.after.clone(), ..Scan::prefix(self.prefix.clone()) };
         let (sender, mut batches) = mpsc::channel(1);
         let read = read_batches(self.from.scan(scan), sender);
@@ -154,7 +183,10 @@ impl<'a> Copy<'a> {
     ///
     /// An entry that is not the same at first sight is read again on both sides: it may have expired or
     /// changed in between.
-    pub(crate) async fn compare(&self, mut compared: impl FnMut(u64)) -> Result<Compared> {
+    ///
+    /// # Errors
+    /// Whatever reading either side brings.
+    pub async fn compare(&self, mut compared: impl FnMut(u64)) -> Result<Compared> {
         let mut result = Compared::default();
         let mut pages = entries(self.from.scan(Scan::prefix(self.prefix.clone()))).try_chunks(COMPARED);
         while let Some(page) = pages.try_next().await.map_err(|error| error.1)? {
@@ -262,7 +294,7 @@ impl Progress {
 mod tests {
     use std::sync::Arc;
 
-    use commonhold::{ManualClock, MemoryBackend};
+    use commonhold_core::{ManualClock, MemoryBackend};
 
     use super::*;
 
