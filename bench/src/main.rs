@@ -2,6 +2,7 @@
 
 mod copy;
 mod disk;
+mod faults;
 mod harness;
 mod keys;
 mod memory;
@@ -36,6 +37,7 @@ enum What {
     Copy,
     Memory,
     Disk,
+    Faults,
     Postgres,
     Redis,
     Window,
@@ -64,6 +66,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Redis) {
         redis::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Faults) {
+        faults::run(&runtime)?;
     }
     if wanted(What::Copy) {
         copy::run(arguments.entries)?;

@@ -16,7 +16,7 @@ use redis::{IntoConnectionInfo as _, RedisResult, aio::MultiplexedConnection, io
 use tokio::runtime::Runtime;
 
 use crate::{
-    harness::{Comparison, Plan, compare, rate, segment, tasks},
+    harness::{Comparison, Plan, compare, segment, tasks},
     keys::{Calls, keys, value},
 };
 
@@ -36,6 +36,10 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     })?;
     println!("\n### Redis: against one multiplexed connection of `redis`\n\n{}", Comparison::HEADING);
     compare_with(runtime, pairs, &calls, &store, &raw);
+    let by_batch: Arc<[Vec<Key>]> = keys.chunks(BATCH).map(<[Key]>::to_vec).collect();
+    for tasks in [1, 8] {
+        batches(runtime, pairs, tasks, &by_batch, &store, &raw);
+    }
     let opendal = OpenDal::open().map_err(|error| opendal_error(&error))?;
     runtime.block_on(async {
         for key in keys.iter() {
@@ -44,11 +48,7 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     });
     println!("\n### Redis: against OpenDAL\n\n{}", Comparison::HEADING);
     compare_with(runtime, pairs, &calls, &store, &opendal);
-    println!();
-    let of_keys: Arc<[Vec<Key>]> = keys.chunks(BATCH).map(<[Key]>::to_vec).collect();
-    for tasks in [1, 8] {
-        println!("{}", batches(runtime, pairs, tasks, &of_keys, &store));
-    }
+
     let cleared = runtime.block_on(store.clear(""))?;
     debug_assert_eq!(cleared as usize, keys.len());
     Ok(())
@@ -73,12 +73,20 @@ impl Raw {
         Ok(Self { connection })
     }
 
-    async fn put_many(&self, keys: &[Key]) -> RedisResult<()> {
-        let mut pipeline = redis::pipe();
+    async fn get_many(&self, keys: &[Key]) -> RedisResult<Vec<Option<Vec<u8>>>> {
+        let mut mget = redis::cmd("MGET");
         for key in keys {
-            pipeline.cmd("SET").arg(key.as_bytes()).arg(&value()[..]);
+            mget.arg(key.as_bytes());
         }
-        pipeline.exec_async(&mut self.connection.clone()).await
+        mget.query_async(&mut self.connection.clone()).await
+    }
+
+    async fn put_many(&self, keys: &[Key]) -> RedisResult<()> {
+        let mut mset = redis::cmd("MSET");
+        for key in keys {
+            mset.arg(key.as_bytes()).arg(&value()[..]);
+        }
+        mset.exec_async(&mut self.connection.clone()).await
     }
 }
 
@@ -184,47 +192,60 @@ fn put(runtime: &Runtime, plan: Plan, calls: &Arc<Calls>, store: &Store, rival: 
     )
 }
 
-/// The median of keys per second in batches, got and put.
-fn batches(
-    runtime: &Runtime,
-    segments: usize,
-    count: u64,
-    batches: &Arc<[Vec<Key>]>,
-    store: &Store,
-) -> String {
-    let plan = Plan { pairs: segments, operations: (1 << 16) / BATCH as u64, tasks: count };
-    let median = |run: &dyn Fn() -> f64| {
-        let mut rates: Vec<f64> = (0..segments.max(1)).map(|_| run() * BATCH as f64).collect();
-        rates.sort_by(f64::total_cmp);
-        rate(rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN))
-    };
+/// Keys per second in batches, got and put, against MGET and MSET.
+fn batches(runtime: &Runtime, pairs: usize, count: u64, keys: &Arc<[Vec<Key>]>, store: &Store, raw: &Raw) {
+    let plan = Plan { pairs, operations: (1 << 16) / BATCH as u64, tasks: count };
     let of_task = |task: u64, share: u64| {
-        let batches = Arc::clone(batches);
-        let numbers = (0..share).map(move |call| (task * share + call) as usize % batches.len());
-        (store.clone(), numbers)
+        let keys = Arc::clone(keys);
+        move |call: u64| keys.get((task * share + call) as usize % keys.len()).cloned().unwrap_or_default()
     };
-    let got = median(&|| {
-        segment(runtime, plan, |task, share| {
-            let ((store, numbers), batches) = (of_task(task, share), Arc::clone(batches));
-            async move {
-                for batch in numbers.filter_map(|number| batches.get(number)) {
-                    std::hint::black_box(store.batch_get(batch).await.ok());
-                }
+    let keys_per_second = |batches: f64| batches * BATCH as f64;
+    let ours = |task, share| {
+        let (store, batch) = (store.clone(), of_task(task, share));
+        async move {
+            for call in 0..share {
+                std::hint::black_box(store.batch_get(&batch(call)).await.ok());
             }
-        })
-    });
-    let put = median(&|| {
-        segment(runtime, plan, |task, share| {
-            let ((store, numbers), batches) = (of_task(task, share), Arc::clone(batches));
-            async move {
-                for batch in numbers.filter_map(|number| batches.get(number)) {
-                    let entries = batch.iter().map(|key| (key, value()));
-                    std::hint::black_box(store.batch_put(entries).await.ok());
-                }
+        }
+    };
+    let theirs = |task, share| {
+        let (raw, batch) = (raw.clone(), of_task(task, share));
+        async move {
+            for call in 0..share {
+                std::hint::black_box(raw.get_many(&batch(call)).await.ok());
             }
-        })
-    });
-    format!("Batches of {BATCH}, {}: {got} keys/s got, {put} keys/s put.", tasks(count))
+        }
+    };
+    let got = compare(
+        format!("get batches of {BATCH}, {}", tasks(count)),
+        pairs,
+        || keys_per_second(segment(runtime, plan, ours)),
+        || keys_per_second(segment(runtime, plan, theirs)),
+    );
+    let ours = |task, share| {
+        let (store, batch) = (store.clone(), of_task(task, share));
+        async move {
+            for call in 0..share {
+                let entries = batch(call).into_iter().map(|key| (key, value()));
+                std::hint::black_box(store.batch_put(entries).await.ok());
+            }
+        }
+    };
+    let theirs = |task, share| {
+        let (raw, batch) = (raw.clone(), of_task(task, share));
+        async move {
+            for call in 0..share {
+                std::hint::black_box(raw.put_many(&batch(call)).await.ok());
+            }
+        }
+    };
+    let put = compare(
+        format!("put batches of {BATCH}, {}", tasks(count)),
+        pairs,
+        || keys_per_second(segment(runtime, plan, ours)),
+        || keys_per_second(segment(runtime, plan, theirs)),
+    );
+    println!("{got}\n{put}");
 }
 
 fn opendal_error(error: &opendal::Error) -> commonhold::Error {
