@@ -70,7 +70,7 @@ pub(crate) async fn health(servers: &Servers) -> Result<Health> {
 
 fn details(health: &mut Health, info: &Info, round_trip: Duration) {
     let mut detail = |name: &str, value: String| health.details.push((name.to_owned(), value));
-    detail("round_trip", format!("{round_trip:?}"));
+    detail("round_trip", format!("{round_trip:.0?}"));
     for (name, line) in [
         ("role", "role"),
         ("mode", "redis_mode"),
