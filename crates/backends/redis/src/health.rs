@@ -84,7 +84,8 @@ fn details(health: &mut Health, info: &Info, round_trip: Duration) {
         ("last_snapshot", "rdb_last_bgsave_status"),
     ] {
         let value = info.get(line);
-        if !value.is_empty() {
+        // No limit.
+        if !value.is_empty() && value != "0B" {
             detail(name, value.to_owned());
         }
     }

@@ -206,7 +206,7 @@ impl Found {
         });
         let details = self.stats.details.iter().map(|(name, value)| ((*name).to_owned(), thousands(value)));
         let mut facts: Vec<_> = sizes.into_iter().flatten().chain(clock).collect();
-        facts.extend(self.health.details.iter().cloned());
+        facts.extend(self.health.details.iter().map(|(name, value)| (name.replace('_', " "), value.clone())));
         facts.extend(details);
         // Several speak of the same: the first to say it counts.
         let mut told = HashSet::new();

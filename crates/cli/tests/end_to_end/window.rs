@@ -142,6 +142,8 @@ fn json_lines_come_from_standard_input_with_keys_sessions_and_late_events() {
         "10s",
         "--sum",
         "n",
+        "--lateness",
+        "0s",
         "--late",
         "late.jsonl",
         "--job",

@@ -87,8 +87,8 @@ struct Fold {
     /// Begin a window of --size every so often, so that windows overlap
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "size", conflicts_with = "session")]
     slide: Option<Duration>,
-    /// How long to wait for events that are out of order, in time of the events
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    /// How long to wait for events that are out of order, in time of the events: 0s unless given
+    #[arg(long, value_name = "DURATION", value_parser = parse_lateness)]
     lateness: Option<Duration>,
     /// Write events that come later than that to this file
     #[arg(long, value_name = "FILE")]
@@ -169,6 +169,12 @@ enum OnError {
     Stop,
     /// Count it, report it and go on
     Skip,
+}
+
+/// As any duration, but that there may be none.
+fn parse_lateness(text: &str) -> Result<Duration, String> {
+    let none = text.trim_end_matches(char::is_alphabetic) == "0";
+    if none { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
