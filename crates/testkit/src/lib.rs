@@ -1,5 +1,5 @@
 //! The conformance kit that every backend and every layer of Commonhold passes, and what tests of backends need
-//! besides: [real servers](servers), a [proxy](proxy) that does to connections what networks do, and
+//! besides: [real servers](servers), a [proxy] that does to connections what networks do, and
 //! [histories](history) of concurrent clients that are checked for linearizability.
 //!
 //! A backend invokes [`conformance!`] once, in an integration test, and gets every case as a named `#[test]`:
