@@ -370,6 +370,8 @@ impl StoreTable {
             }
             let separator = if url.contains('?') { '&' } else { '?' };
             let value: String = form_urlencoded::byte_serialize(value.as_bytes()).collect();
+            // A plus is a plus.
+            let value = value.replace('+', "%20");
             url = format!("{url}{separator}{name}={value}");
         }
         Ok(url)

@@ -17,7 +17,7 @@
 //! # }).unwrap();
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use commonhold_core::{Entry, Error, ErrorKind, Expiry, Key, Prefix, PutOptions, Result, Scan, Store, Write};
@@ -32,6 +32,9 @@ const BATCH_ENTRIES: usize = 4096;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How many entries are compared at a time.
 const COMPARED: usize = 512;
+/// By how much the times left may differ, beside the steps in which the stores count them: what passes between two
+/// questions.
+const TIME_BETWEEN: Duration = Duration::from_secs(2);
 /// How many of the keys that differ are named.
 const NAMED: usize = 5;
 
@@ -141,19 +144,20 @@ impl<'a> Copy<'a> {
         Ok(progress)
     }
 
-    async fn write_batch(&self, mut batch: Vec<(Key, Entry)>, before: Progress) -> Result<Progress> {
+    async fn write_batch(&self, mut batch: Vec<Read>, before: Progress) -> Result<Progress> {
         let entries = before.entries + batch.len() as u64;
-        let mut progress = Progress { entries, after: batch.last().map(|(key, _)| key.clone()), ..before };
+        let mut progress = Progress { entries, after: batch.last().map(|(key, ..)| key.clone()), ..before };
         if progress.skips {
             let read = batch.len();
             batch = self.missing(batch).await?;
             progress.skipped += (read - batch.len()) as u64;
         }
-        let put = |(key, entry): (Key, Entry)| {
-            let options = PutOptions::default().expiry(Expiry::from(entry.ttl));
-            Write::Put { key, value: entry.value, options }
+        let put = |(key, entry, read): Read| {
+            let left = entry.ttl.map(|ttl| ttl.saturating_sub(read.elapsed()));
+            let options = PutOptions::default().expiry(Expiry::from(left));
+            (left != Some(Duration::ZERO)).then_some(Write::Put { key, value: entry.value, options })
         };
-        let mut writes: Vec<_> = batch.into_iter().map(put).collect();
+        let mut writes: Vec<_> = batch.into_iter().filter_map(put).collect();
         let record = Write::put(self.progress.clone(), progress.encode());
         match (self.from.capabilities().ordered_scan, self.to.capabilities().atomic_batch) {
             (true, true) => writes.push(record),
@@ -169,11 +173,11 @@ impl<'a> Copy<'a> {
     }
 
     /// Those of the entries that the target lacks or has otherwise.
-    async fn missing(&self, batch: Vec<(Key, Entry)>) -> Result<Vec<(Key, Entry)>> {
-        let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
+    async fn missing(&self, batch: Vec<Read>) -> Result<Vec<Read>> {
+        let keys: Vec<_> = batch.iter().map(|(key, ..)| key.clone()).collect();
         let copies = self.to.backend().get_many(&keys).await?;
-        let is_missing = |(entry, copy): ((Key, Entry), Option<Entry>)| {
-            let is_there = copy.is_some_and(|copy| is_copy(&entry.1, &copy));
+        let is_missing = |(entry, copy): (Read, Option<Entry>)| {
+            let is_there = copy.is_some_and(|copy| self.is_copy(&entry.1, &copy));
             (!is_there).then_some(entry)
         };
         Ok(batch.into_iter().zip(copies).filter_map(is_missing).collect())
@@ -212,7 +216,7 @@ impl<'a> Copy<'a> {
         entry: &Entry,
         copy: Option<&Entry>,
     ) -> Result<()> {
-        let same = copy.is_some_and(|copy| is_copy(entry, copy)) || {
+        let same = copy.is_some_and(|copy| self.is_copy(entry, copy)) || {
             let now = self.from.get_entry(&key).await?;
             let copy = self.to.get_entry(&key).await?;
             match (now, copy) {
@@ -220,7 +224,7 @@ impl<'a> Copy<'a> {
                     result.gone += 1;
                     return Ok(());
                 }
-                (Some(now), Some(copy)) => is_copy(&now, &copy),
+                (Some(now), Some(copy)) => self.is_copy(&now, &copy),
                 (Some(_), None) => false,
             }
         };
@@ -235,11 +239,18 @@ impl<'a> Copy<'a> {
         }
         Ok(())
     }
-}
 
-/// The time left differs by what passed in between; whether there is one must not.
-fn is_copy(entry: &Entry, copy: &Entry) -> bool {
-    entry.value == copy.value && entry.ttl.is_some() == copy.ttl.is_some()
+    /// Whether both have the same value and, about, the same time left.
+    fn is_copy(&self, entry: &Entry, copy: &Entry) -> bool {
+        let steps = [self.from, self.to].map(|store| store.capabilities().ttl_resolution);
+        let times_agree = match (entry.ttl, copy.ttl) {
+            (Some(left), Some(copied)) => {
+                left.abs_diff(copied) <= TIME_BETWEEN + 2 * steps.into_iter().max().unwrap_or_default()
+            }
+            (left, copied) => left == copied,
+        };
+        entry.value == copy.value && times_agree
+    }
 }
 
 fn checksum(key: &Key, value: &[u8]) -> u64 {
@@ -254,15 +265,18 @@ fn entries(scan: BoxStream<'static, Result<(Key, Entry)>>) -> BoxStream<'static,
     Box::pin(scan.try_filter(move |entry| future::ready(copied(entry))))
 }
 
+/// An entry, and when it was read: from then on its time runs.
+type Read = (Key, Entry, Instant);
+
 async fn read_batches(
     scan: BoxStream<'static, Result<(Key, Entry)>>,
-    batches: mpsc::Sender<Vec<(Key, Entry)>>,
+    batches: mpsc::Sender<Vec<Read>>,
 ) -> Result<()> {
     let mut scan = entries(scan);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some((key, entry)) = scan.try_next().await? {
         bytes += key.as_bytes().len() + entry.value.len();
-        batch.push((key, entry));
+        batch.push((key, entry, Instant::now()));
         if batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
             bytes = 0;
             if batches.send(std::mem::take(&mut batch)).await.is_err() {
@@ -334,8 +348,14 @@ mod tests {
         let compared = copy.compare(|_| ()).await.unwrap();
         assert_eq!((compared.same, compared.different, compared.further), (10_000, 0, Some(0)));
         copy.forget().await.unwrap();
-        assert_eq!(contents(&from).await, contents(&to).await);
-        assert_eq!(contents(&to).await[0].1.ttl, Some(MINUTE / 4 * 3));
+        let (from, to) = (contents(&from).await, contents(&to).await);
+        assert_eq!(from.len(), to.len());
+        for ((key, entry), (copied_key, copy)) in from.iter().zip(&to) {
+            assert_eq!((key, &entry.value), (copied_key, &copy.value));
+            // Less what passed between reading and writing, by the clock on the wall.
+            let passed = entry.ttl.unwrap_or_default().checked_sub(copy.ttl.unwrap_or_default());
+            assert!(entry.ttl.is_some() == copy.ttl.is_some() && passed.unwrap() < MINUTE / 4);
+        }
     }
 
     #[tokio::test]
@@ -391,6 +411,22 @@ mod tests {
         let compared = copy.compare(|_| ()).await.unwrap();
         assert_eq!((compared.same, compared.different), (47, 3));
         assert_eq!(compared.named, [keys[3].clone(), keys[7].clone(), keys[9].clone()]);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_to_expire_at_another_time_is_no_copy_and_is_made_again() {
+        let (from, to, _) = stores();
+        from.put_with_ttl("session", "v", MINUTE).await.unwrap();
+        let copy = Copy::new(&from, &to, Prefix::ALL, "from").unwrap();
+        copy.run(Progress::default(), |_| ()).await.unwrap();
+        assert_eq!(copy.compare(|_| ()).await.unwrap().different, 0);
+
+        from.expire("session", MINUTE * 60).await.unwrap();
+        assert_eq!(copy.compare(|_| ()).await.unwrap().different, 1);
+        let again = Progress { skips: true, ..Progress::default() };
+        assert_eq!(copy.run(again, |_| ()).await.unwrap().skipped, 0);
+        assert_eq!(copy.compare(|_| ()).await.unwrap().different, 0);
+        assert!(to.ttl("session").await.unwrap().unwrap().unwrap() > MINUTE * 59);
     }
 
     #[tokio::test]

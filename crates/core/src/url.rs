@@ -34,10 +34,10 @@ pub struct StoreUrl {
 }
 
 impl StoreUrl {
-    /// Takes a URL apart at the first `:` and the first `?` behind it.
+    /// Takes a URL apart at the first `:` and the first `?` behind it. Values of options are percent-decoded.
     ///
     /// # Errors
-    /// `InvalidConfig` if there is no scheme or an option is given twice.
+    /// `InvalidConfig` if there is no scheme, or an option is given twice, has no proper name or a value that is not UTF-8.
     pub fn parse(text: &str) -> Result<Self> {
         let (scheme, rest) = text
             .split_once(':')
@@ -47,11 +47,22 @@ impl StoreUrl {
             .ok_or_else(|| invalid("a store URL begins with its scheme, as in memory: or disk:./data"))?;
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut options: Vec<(String, String)> = Vec::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if options.iter().any(|(other, _)| *other == name) {
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            // What is no name may be the rest of a password.
+            if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b)) {
+                return Err(invalid(
+                    "the options of the store URL have the form NAME=VALUE; in user, password and values, write ?, \
+                     &, = and @ as %3F, %26, %3D and %40",
+                ));
+            }
+            if options.iter().any(|(other, _)| other == name) {
                 return Err(invalid(format!("the option {name:?} is given twice in the store URL")));
             }
-            options.push((name.into_owned(), value.into_owned()));
+            let value = percent_encoding::percent_decode_str(value).decode_utf8();
+            let value =
+                value.map_err(|_| invalid(format!("the option {name} of the store URL is not UTF-8")))?;
+            options.push((name.to_owned(), value.into_owned()));
         }
         Ok(Self {
             scheme: scheme.to_ascii_lowercase(),
@@ -121,7 +132,12 @@ impl StoreUrl {
             Some(port) if !host.is_empty() && !host.contains(['[', ']', ' ']) => {
                 Ok(Endpoint { host: host.to_owned(), port })
             }
-            _ => Err(invalid(format!("{text:?} in the {} URL is no HOST:PORT", self.scheme))),
+            // It is not shown: it may be a part of the password.
+            _ => Err(invalid(format!(
+                "the {0} URL does not name its servers as HOST:PORT; in user and password, write /, ?, # and @ as \
+                 %2F, %3F, %23 and %40",
+                self.scheme
+            ))),
         }
     }
 
@@ -265,6 +281,16 @@ mod tests {
     }
 
     #[test]
+    fn values_are_percent_decoded_and_nothing_else() {
+        let mut url = StoreUrl::parse("redis://h?prefix=a%20b+c%26&empty=&flag").unwrap();
+        assert_eq!(url.text("prefix").unwrap(), "a b+c&");
+        assert_eq!((url.text("empty").unwrap(), url.text("flag").unwrap()), (String::new(), String::new()));
+        for wrong in ["memory:?prefix=%ff", "memory:?%ff=1", "memory:?a b=1"] {
+            assert_eq!(StoreUrl::parse(wrong).unwrap_err().kind(), ErrorKind::InvalidConfig, "{wrong}");
+        }
+    }
+
+    #[test]
     fn durations_are_read_as_people_write_them() {
         let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
         for (text, duration) in
@@ -302,8 +328,11 @@ mod tests {
             "redis://u:hunter2@h:x",
             "redis://u:hunter2@:1",
             "redis://[::1",
+            "redis://u:hunter2/x@h",
+            "redis://u:hunter2?x@h",
+            "redis://hunter2:hunter2:1@h:",
         ] {
-            let error = StoreUrl::parse(address).unwrap().authority(1).unwrap_err();
+            let error = StoreUrl::parse(address).and_then(|url| url.authority(1)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{address}");
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }

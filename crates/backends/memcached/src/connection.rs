@@ -64,6 +64,9 @@ pub(crate) async fn drive(shared: Arc<Shared>, mut requests: Requests) {
     }
 }
 
+/// What a server answers that asks for a login.
+const UNAUTHENTICATED: &[u8] = b"CLIENT_ERROR unauthenticated";
+
 type Flow = std::ops::ControlFlow<()>;
 
 /// Says why there is no connection to whoever asks meanwhile.
@@ -91,26 +94,29 @@ async fn connect(shared: &Shared) -> Result<TcpStream> {
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(silent(endpoint, limit).with_retry(Retry::Safe)))
 }
 
-/// Logs in, makes sure that this is a Memcached that speaks the meta protocol, and learns its time.
+/// Makes sure that this is a Memcached that speaks the meta protocol, logs in where it asks for that, and learns its
+/// time. To a server that does not ask, a login would be a value to put where all can read it.
 async fn greet(shared: &Shared, stream: &mut TcpStream) -> Result<()> {
-    let mut greeting = Vec::new();
-    if let Some((user, password)) = &shared.config.login {
-        let login = format!("{user} {}", password.expose_secret());
-        greeting.extend(format!("set login 0 0 {}\r\n{login}\r\n", login.len()).bytes());
-    }
-    greeting.extend(b"mn\r\n");
     let failed = |error| unreachable(&shared.endpoint, &error);
-    stream.write_all(&greeting).await.map_err(failed)?;
+    stream.write_all(b"mn\r\n").await.map_err(failed)?;
     let mut line = next_line(stream).await.map_err(failed)?;
-    if shared.config.login.is_some() && line == b"STORED" {
+    if let Some((user, password)) = &shared.config.login
+        && line == UNAUTHENTICATED
+    {
+        let login = format!("{user} {}", password.expose_secret());
+        let greeting = format!("set login 0 0 {}\r\n{login}\r\nmn\r\n", login.len());
+        stream.write_all(greeting.as_bytes()).await.map_err(failed)?;
         line = next_line(stream).await.map_err(failed)?;
+        if line == b"STORED" {
+            line = next_line(stream).await.map_err(failed)?;
+        }
     }
     let at = |error: Error| {
         Error::new(error.kind(), format!("{}: {}", shared.endpoint, error.message()))
             .with_retry(error.retry())
     };
     match &line[..] {
-        b"CLIENT_ERROR unauthenticated" if shared.config.login.is_some() => Err(at(Error::new(
+        UNAUTHENTICATED if shared.config.login.is_some() => Err(at(Error::new(
             ErrorKind::Unauthorized,
             "the server does not accept the user or the password",
         ))),

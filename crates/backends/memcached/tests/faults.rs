@@ -238,8 +238,7 @@ fn answering(reply: &'static [u8]) -> u16 {
 #[tokio::test]
 async fn what_a_server_refuses_is_one_clear_error_at_once() {
     for (reply, kind, retry) in [
-        (&b"CLIENT_ERROR unauthenticated\r\n"[..], ErrorKind::Unauthorized, Retry::Never),
-        (b"ERROR Too many open connections\r\n", ErrorKind::Overloaded, Retry::Safe),
+        (&b"ERROR Too many open connections\r\n"[..], ErrorKind::Overloaded, Retry::Safe),
         (b"ERROR\r\n", ErrorKind::Unsupported, Retry::Never),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", ErrorKind::InvalidConfig, Retry::Never),
     ] {
@@ -248,6 +247,30 @@ async fn what_a_server_refuses_is_one_clear_error_at_once() {
         assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
         assert!(!format!("{error:?}").contains("hunter2"));
     }
+}
+
+#[tokio::test]
+async fn a_login_is_for_the_server_that_asks_for_one_and_a_wrong_one_is_refused_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = directory.path().join("users");
+    std::fs::write(&users, "app:hunter2\n").unwrap();
+    let asks = Memcached::with_arguments(&["-Y", users.to_str().unwrap(), "-u", "root"]);
+    let login =
+        |server: &Memcached, password: &str| config(&[server.port()]).login("app", password.to_owned());
+
+    let store = open(login(&asks, "hunter2")).await;
+    store.put("k", "v").await.unwrap();
+    assert_eq!(store.get("k").await.unwrap().unwrap(), "v");
+    for config in [login(&asks, "hunter3"), config(&[asks.port()])] {
+        let error = open(config).await.put("k", "v").await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unauthorized, Retry::Never), "{error}");
+        assert!(!format!("{error:?}").contains("hunter"), "{error:?}");
+    }
+
+    let open_to_all = Memcached::start();
+    let store = open(login(&open_to_all, "hunter2")).await;
+    store.put("k", "v").await.unwrap();
+    assert_eq!(plainly(&open_to_all, "get login"), "END\r\n", "the password lies where all can read it");
 }
 
 #[tokio::test]

@@ -112,9 +112,11 @@ fn a_namespace_is_apart_from_the_rest() {
 fn doctor_says_what_the_store_can_do_and_leaves_nothing_behind() {
     let sandbox = Sandbox::new();
     let shown = sandbox.ok(&["doctor"]);
-    for part in ["disk", "is well", "durab", "✓", "✗ several processes", "LATENCY", "put"] {
-        assert!(shown.contains(part) || part == "durab", "{shown} lacks {part}");
+    for part in ["disk", "✓", "✗ several processes", "LATENCY", "put"] {
+        assert!(shown.contains(part), "{shown} lacks {part}");
     }
+    // The machine's disk may be nearly full.
+    assert!(shown.contains("is well") || shown.contains("warning: "), "{shown}");
     let found = &sandbox.json(&["doctor"])[0];
     assert_eq!(found["capabilities"]["durable"], true);
     assert_eq!(found["capabilities"]["shared"], false);
