@@ -1,0 +1,54 @@
+//! States as text: fields separated by spaces, so that people and scripts can read them where they lie.
+
+use std::str::FromStr;
+
+use commonhold_core::{Error, ErrorKind, Result, Timestamp};
+
+/// Microseconds since 1970: the step of Redis's clock, and exact in the numbers of its scripts until the year 2255.
+pub(crate) fn micros(now: Timestamp) -> i64 {
+    now.as_nanos().div_euclid(1_000)
+}
+
+/// Reads the fields of a state one after the other.
+pub(crate) struct Fields<'a> {
+    of: &'static str,
+    rest: std::str::Split<'a, char>,
+}
+
+impl<'a> Fields<'a> {
+    /// The fields of the state of such a thing.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is no text.
+    pub(crate) fn new(of: &'static str, state: &'a [u8]) -> Result<Self> {
+        let text = std::str::from_utf8(state).map_err(|_| corrupt(of))?;
+        Ok(Self { of, rest: text.split(' ') })
+    }
+
+    /// The next field.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is none or it is none of these.
+    pub(crate) fn next<T: FromStr>(&mut self) -> Result<T> {
+        self.optional()?.ok_or_else(|| corrupt(self.of))
+    }
+
+    /// The next field, if there is one.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none of these.
+    pub(crate) fn optional<T: FromStr>(&mut self) -> Result<Option<T>> {
+        self.rest.next().map(|field| field.parse().map_err(|_| corrupt(self.of))).transpose()
+    }
+
+    /// # Errors
+    /// `Corrupt` if there are more fields.
+    pub(crate) fn end(mut self) -> Result<()> {
+        self.rest.next().map_or(Ok(()), |_| Err(corrupt(self.of)))
+    }
+}
+
+/// The error for a state that is not what was put there.
+pub(crate) fn corrupt(of: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("what lies under the key is not the state of {of}"))
+}
