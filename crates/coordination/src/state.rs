@@ -41,6 +41,30 @@ impl<'a> Fields<'a> {
         self.rest.next().map(|field| field.parse().map_err(|_| corrupt(self.of))).transpose()
     }
 
+    /// The next field, which is an integer from 0 to 2^53 - 1 without a sign: exact in scripts too.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is none or it is something else.
+    pub(crate) fn integer(&mut self) -> Result<i64> {
+        let digits = self.word()?;
+        let value = digits.parse().ok().filter(|value| (0..1 << 53).contains(value));
+        value
+            .filter(|_| digits.len() <= 16 && digits.bytes().all(|byte| byte.is_ascii_digit()))
+            .ok_or_else(|| corrupt(self.of))
+    }
+
+    /// The next field, which is of visible ASCII characters.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is none or it is something else.
+    pub(crate) fn word(&mut self) -> Result<&'a str> {
+        let word = self
+            .rest
+            .next()
+            .filter(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic()));
+        word.ok_or_else(|| corrupt(self.of))
+    }
+
     /// # Errors
     /// `Corrupt` if there are more fields.
     pub(crate) fn end(mut self) -> Result<()> {

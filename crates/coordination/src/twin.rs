@@ -44,7 +44,7 @@ impl Twin {
         }
         let before = self.state().map(Bytes::copy_from_slice);
         let by_script = self.run_script(transition, now);
-        let by_transition = self.run_transition(transition, now);
+        let (by_transition, sets_expiry) = self.run_transition(transition, now);
         assert_eq!(by_script, by_transition, "{transition:?} at {now:?} on {before:?}: replies differ");
         let (value, ttl): (Option<Vec<u8>>, i64) =
             redis::pipe().get(&self.key).pttl(&self.key).query(&mut self.connection).unwrap();
@@ -53,6 +53,9 @@ impl Twin {
             self.state().map(String::from_utf8_lossy),
             "{transition:?} at {now:?} on {before:?}: states differ"
         );
+        if !sets_expiry {
+            return by_script;
+        }
         match self.model.as_ref().and_then(|(_, expires)| *expires) {
             Some(at) => {
                 let expected = (at - now.as_nanos()) / 1_000_000;
@@ -94,8 +97,20 @@ impl Twin {
         }
     }
 
-    fn run_transition(&mut self, transition: &dyn Transition, now: Timestamp) -> Result<Bytes, ErrorKind> {
-        let step = transition.apply(self.state(), now).map_err(|error| error.kind())?;
+    /// Its reply, and whether it says anew when the value expires.
+    fn run_transition(
+        &mut self,
+        transition: &dyn Transition,
+        now: Timestamp,
+    ) -> (Result<Bytes, ErrorKind>, bool) {
+        let step = match transition.apply(self.state(), now) {
+            Ok(step) => step,
+            Err(error) => return (Err(error.kind()), false),
+        };
+        let sets_expiry = match &step.action {
+            Action::Put { expiry, .. } | Action::Expire(expiry) => *expiry != Expiry::Keep,
+            Action::Nothing | Action::Delete => false,
+        };
         let after = |expiry, kept: Option<i64>| match expiry {
             Expiry::Never => None,
             Expiry::Keep => kept,
@@ -112,6 +127,6 @@ impl Twin {
             }
             Action::Delete => self.model = None,
         }
-        Ok(step.reply)
+        (Ok(step.reply), sets_expiry)
     }
 }

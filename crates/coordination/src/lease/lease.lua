@@ -1,0 +1,115 @@
+-- Claims, renews or releases a lease: the twin of the transitions in transition.rs. The state is
+-- "last_token[ H owner weight token ttl expires label]..[ W owner weight ttl expires]..", times in microseconds.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local command, owner = ARGV[1], ARGV[2]
+local REMEMBERED = 86400000000
+
+local corrupt = false
+local function int(digits)
+  local value = #digits <= 16 and tonumber(digits) or 2 ^ 53
+  corrupt = corrupt or value >= 2 ^ 53
+  return value
+end
+
+local state = redis.call('GET', KEYS[1])
+local last, holders, waiters, held = 0, {}, {}, 0
+if state then
+  local _, at, digits = string.find(state, '^(%d+)')
+  if not at then
+    return redis.error_reply('Corrupt what lies under the key is not the state of a lock, a semaphore or an election')
+  end
+  last = int(digits)
+  while at < #state do
+    local _, to, who, weight, token, ttl, expires, label =
+      string.find(state, '^ H ([!-~]+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)', at + 1)
+    if not to then break end
+    at, ttl, expires, weight, token = to, int(ttl), int(expires), int(weight), int(token)
+    expires = math.min(expires, now + ttl)
+    if expires > now then
+      held = held + weight
+      table.insert(holders, { who = who, weight = weight, token = token, ttl = ttl, expires = expires, label = label })
+    end
+  end
+  while at < #state do
+    local _, to, who, weight, ttl, expires = string.find(state, '^ W ([!-~]+) (%d+) (%d+) (%d+)', at + 1)
+    if not to then break end
+    at, ttl, expires, weight = to, int(ttl), int(expires), int(weight)
+    expires = math.min(expires, now + ttl)
+    if expires > now then
+      table.insert(waiters, { who = who, weight = weight, ttl = ttl, expires = expires })
+    end
+  end
+  if at < #state or corrupt then
+    return redis.error_reply('Corrupt what lies under the key is not the state of a lock, a semaphore or an election')
+  end
+end
+
+local function find(list)
+  for i, one in ipairs(list) do
+    if one.who == owner then return i end
+  end
+end
+
+local function put()
+  local parts, latest = { string.format('%.0f', last) }, now
+  for _, h in ipairs(holders) do
+    latest = math.max(latest, h.expires)
+    table.insert(parts, string.format('H %s %.0f %.0f %.0f %.0f %s', h.who, h.weight, h.token, h.ttl, h.expires, h.label))
+  end
+  for _, w in ipairs(waiters) do
+    latest = math.max(latest, w.expires)
+    table.insert(parts, string.format('W %s %.0f %.0f %.0f', w.who, w.weight, w.ttl, w.expires))
+  end
+  local kept = math.ceil((latest - now + REMEMBERED) / 1000)
+  redis.call('SET', KEYS[1], table.concat(parts, ' '), 'PX', string.format('%.0f', kept))
+end
+
+if command == 'release' then
+  local holder, waiter = find(holders), find(waiters)
+  if holder then table.remove(holders, holder) end
+  if waiter then table.remove(waiters, waiter) end
+  if holder or waiter then put() end
+  return (holder and '1' or '0') .. ' ' .. (#waiters > 0 and '1' or '0')
+end
+
+local ttl, label = tonumber(ARGV[3]), ARGV[4]
+local holder = holders[find(holders)]
+if command == 'renew' then
+  if not holder then return '0' end
+  holder.ttl, holder.expires, holder.label = ttl, now + ttl, label
+  last = math.max(last, tonumber(ARGV[5]))
+  put()
+  return '1'
+end
+
+if holder then
+  holder.ttl, holder.expires = ttl, now + ttl
+  put()
+  return 'granted ' .. string.format('%.0f', holder.token)
+end
+local weight, capacity, patience = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local tokens = tonumber(ARGV[8])
+local place = find(waiters)
+local ahead = place and place - 1 or #waiters
+if ahead == 0 and held + weight <= capacity then
+  local token = math.max(now, last + 1)
+  last = token + tokens - 1
+  if place then table.remove(waiters, place) end
+  table.insert(holders, { who = owner, weight = weight, token = token, ttl = ttl, expires = now + ttl, label = label })
+  put()
+  return 'granted ' .. string.format('%.0f', token)
+end
+local first
+for _, h in ipairs(holders) do
+  first = math.min(first or h.expires, h.expires)
+end
+if patience > 0 then
+  if place then
+    waiters[place].ttl, waiters[place].expires = patience, now + patience
+  else
+    table.insert(waiters, { who = owner, weight = weight, ttl = patience, expires = now + patience })
+  end
+  put()
+end
+return 'taken ' .. string.format('%.0f', (first or now) - now)
