@@ -91,7 +91,7 @@ impl From<Error> for Failure {
             return Self::new(Exit::Quiet, "");
         }
         let (exit, help) = match error.kind() {
-            ErrorKind::Conflict => (Exit::No, ""),
+            ErrorKind::Conflict | ErrorKind::Fenced => (Exit::No, ""),
             ErrorKind::Unsupported => (Exit::Usage, "`commonhold doctor` shows what this store can do"),
             ErrorKind::NotInteger => {
                 (Exit::Usage, "nothing was changed; `commonhold get KEY` shows the value")

@@ -4,7 +4,17 @@
 //! atomically and on the store's clock, so that no clock of an instance is trusted. On Redis it runs as a script, which
 //! a property test holds equal to its twin in Rust.
 
+mod fence;
+mod holders;
 mod lease;
+mod lock;
 mod state;
+mod turn;
 #[cfg(test)]
 mod twin;
+
+pub use self::{
+    fence::{Fence, Fenced},
+    holders::{Holder, Holders},
+    lock::{Guard, Locks},
+};

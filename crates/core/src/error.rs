@@ -21,6 +21,8 @@ pub enum ErrorKind {
     NotInteger,
     /// A condition did not hold, or a transaction met a concurrent change.
     Conflict,
+    /// A later holder of a lock has written: the token of this one is refused.
+    Fenced,
     /// The credentials or the permissions do not suffice.
     Unauthorized,
     /// The key, value, batch or transaction is over its limit.
@@ -49,6 +51,7 @@ impl fmt::Display for ErrorKind {
             Self::Unsupported => "unsupported",
             Self::NotInteger => "not an integer",
             Self::Conflict => "conflict",
+            Self::Fenced => "fenced off",
             Self::Unauthorized => "unauthorized",
             Self::TooLarge => "too large",
             Self::Corrupt => "corrupt data",

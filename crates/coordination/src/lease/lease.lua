@@ -1,4 +1,4 @@
--- Claims, renews or releases a lease: the twin of the transitions in transition.rs. The state is
+-- Claims, renews, releases or shows a lease: the twin of the transitions in transition.rs. The state is
 -- "last_token[ H owner weight token ttl expires label]..[ W owner weight ttl expires]..", times in microseconds.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -51,8 +51,9 @@ local function find(list)
   end
 end
 
-local function put()
-  local parts, latest = { string.format('%.0f', last) }, now
+local latest = now
+local function text()
+  local parts = { string.format('%.0f', last) }
   for _, h in ipairs(holders) do
     latest = math.max(latest, h.expires)
     table.insert(parts, string.format('H %s %.0f %.0f %.0f %.0f %s', h.who, h.weight, h.token, h.ttl, h.expires, h.label))
@@ -61,8 +62,17 @@ local function put()
     latest = math.max(latest, w.expires)
     table.insert(parts, string.format('W %s %.0f %.0f %.0f', w.who, w.weight, w.ttl, w.expires))
   end
+  return table.concat(parts, ' ')
+end
+
+local function put()
+  local value = text()
   local kept = math.ceil((latest - now + REMEMBERED) / 1000)
-  redis.call('SET', KEYS[1], table.concat(parts, ' '), 'PX', string.format('%.0f', kept))
+  redis.call('SET', KEYS[1], value, 'PX', string.format('%.0f', kept))
+end
+
+if command == 'show' then
+  return string.format('%.0f', now) .. ' ' .. text()
 end
 
 if command == 'release' then

@@ -1,9 +1,13 @@
 //! Leases: who holds something, for how long, and who waits for it. Locks, semaphores and elections are made of them.
 
+mod held;
+mod leases;
 mod state;
 mod transition;
+mod wake;
 
 pub(crate) use self::{
-    state::{Holder, State, Waiter},
-    transition::{Claim, Claimed, Release, Released, Renew},
+    held::Held,
+    leases::{Leases, Wanted},
+    state::Holder,
 };

@@ -7,7 +7,7 @@ use commonhold_core::Result;
 use crate::state::{Fields, corrupt};
 
 /// What errors call it.
-const OF: &str = "a lock, a semaphore or an election";
+pub(super) const OF: &str = "a lock, a semaphore or an election";
 
 /// Who holds and who waits.
 ///
@@ -73,7 +73,11 @@ impl State {
         Ok(read)
     }
 
-    fn parse(state: &[u8]) -> Result<Self> {
+    /// All of it, what is over included.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is something else.
+    pub(crate) fn parse(state: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(OF, state)?;
         let mut parsed = Self { last_token: fields.integer()?, ..Self::default() };
         while let Some(kind) = fields.optional::<String>()? {

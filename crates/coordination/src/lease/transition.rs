@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use commonhold_core::{Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
-use super::state::{Holder, State, Term, Waiter};
+use super::state::{Holder, OF, State, Term, Waiter};
 use crate::state::{Fields, corrupt, micros};
 
 /// How long the greatest token is remembered when nobody holds or waits: the next is greater for two reasons then, for
@@ -56,6 +56,10 @@ pub(crate) struct Renew {
 pub(crate) struct Release {
     pub(crate) owner: String,
 }
+
+/// Changes nothing; replies the time in microseconds and what is left of the state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Show;
 
 /// What became of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +188,36 @@ impl Released {
     pub(crate) fn decode(reply: &[u8]) -> Self {
         Self { held: reply.starts_with(b"1"), awaited: reply.ends_with(b" 1") }
     }
+}
+
+impl Transition for Show {
+    fn name(&self) -> &'static str {
+        "show"
+    }
+
+    fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
+        let now = micros(now);
+        Ok(Step::nothing(format!("{now} {}", State::read(state, now)?.write())))
+    }
+
+    fn script(&self) -> Option<ScriptCall> {
+        call(&[&"show", &"-"])
+    }
+}
+
+impl Show {
+    /// The time, and the state.
+    pub(crate) fn decode(reply: &[u8]) -> Result<(i64, State)> {
+        let space = reply.iter().position(|&byte| byte == b' ').unwrap_or(reply.len());
+        let (now, state) = reply.split_at(space);
+        let now = Fields::new(OF, now)?.integer()?;
+        Ok((now, State::parse(state.get(1..).unwrap_or_default())?))
+    }
+}
+
+/// Whole microseconds.
+pub(crate) fn micros_of(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn granted(token: i64) -> String {
@@ -330,9 +364,13 @@ mod tests {
             let renew = Renew { owner, ttl, label: "=m".into(), floor: floor * START * 2 };
             Box::new(renew) as Box<dyn Transition>
         });
+        let shows = Just(()).prop_map(|()| Box::new(Show) as Box<dyn Transition>);
         let releases = owner().prop_map(|owner| Box::new(Release { owner }) as Box<dyn Transition>);
         let times = prop_oneof![4 => 0..2 * SECOND, 1 => 0..100 * SECOND, 1 => -20 * SECOND..0];
-        prop::collection::vec((times, prop_oneof![3 => claims, 1 => renewals, 1 => releases]), 1..40)
+        prop::collection::vec(
+            (times, prop_oneof![3 => claims, 1 => renewals, 1 => releases, 1 => shows]),
+            1..40,
+        )
     }
 
     proptest! {

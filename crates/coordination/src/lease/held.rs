@@ -1,0 +1,188 @@
+//! A lease that this process holds: renewed in the background, and given up by the local clock before the store lets
+//! somebody else have it.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use commonhold_core::{Key, Result};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    leases::{Leases, check_ttl},
+    transition::{Renew, micros_of},
+};
+
+/// What a lease is said to be short of its time to live: how much faster the store's clock may run, one in this many, ..
+const DRIFT: u32 = 100;
+/// .. and how coarse the clocks may be.
+const GRAIN: Duration = Duration::from_millis(2);
+
+/// A lease. Dropping it gives it back in the background.
+pub(crate) struct Held {
+    shared: Arc<Shared>,
+    renewal: JoinHandle<()>,
+    given_back: bool,
+}
+
+struct Shared {
+    leases: Arc<Leases>,
+    key: Key,
+    owner: String,
+    term: Mutex<Term>,
+    lost: CancellationToken,
+}
+
+#[derive(Debug, Clone)]
+struct Term {
+    ttl: Duration,
+    /// Until when it is held for sure.
+    deadline: Instant,
+    label: String,
+    floor: i64,
+}
+
+impl Held {
+    /// A lease that was granted to a request which was sent at this time.
+    pub(crate) fn new(
+        leases: Arc<Leases>,
+        key: Key,
+        owner: String,
+        ttl: Duration,
+        sent: Instant,
+        label: String,
+    ) -> Self {
+        let term = Term { ttl, deadline: deadline(sent, ttl), label, floor: 0 };
+        let lost = CancellationToken::new();
+        let shared = Arc::new(Shared { leases, key, owner, term: Mutex::new(term), lost });
+        let renewal = tokio::spawn(renew(Arc::clone(&shared)));
+        Self { shared, renewal, given_back: false }
+    }
+
+    /// Whether it is held for sure, by the local clock.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.shared.lost.is_cancelled() && Instant::now() < self.deadline()
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.shared.term().deadline
+    }
+
+    /// Cancelled when it is no longer sure to be held.
+    pub(crate) fn lost(&self) -> &CancellationToken {
+        &self.shared.lost
+    }
+
+    pub(crate) fn ttl(&self) -> Duration {
+        self.shared.term().ttl
+    }
+
+    /// Holds on for this long from now, and from each renewal on. Says whether it was still held.
+    pub(crate) async fn extend(&self, ttl: Duration) -> Result<bool> {
+        check_ttl(ttl)?;
+        self.shared.term().ttl = ttl;
+        self.shared.renew().await
+    }
+
+    /// Says this of itself from now on.
+    pub(crate) async fn relabel(&self, label: String) -> Result<bool> {
+        self.shared.term().label = label;
+        self.shared.renew().await
+    }
+
+    /// Raises the tokens to come. Says whether it was still held.
+    pub(crate) async fn raise(&self, floor: i64) -> Result<bool> {
+        self.shared.term().floor = floor;
+        self.shared.renew().await
+    }
+
+    /// Gives it back, and says whether it was still held. Whoever waits is told.
+    ///
+    /// A dropped future gives it back in the background.
+    pub(crate) async fn release(mut self) -> Result<bool> {
+        self.stop();
+        let held = self.shared.leases.release(&self.shared.key, &self.shared.owner).await?;
+        self.given_back = true;
+        Ok(held)
+    }
+
+    /// Stops the renewal. One that is on its way does nothing once the lease is given back.
+    fn stop(&self) {
+        self.renewal.abort();
+        self.shared.lost.cancel();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.given_back {
+            self.stop();
+            self.shared.leases.abandon(self.shared.key.clone(), self.shared.owner.clone());
+        }
+    }
+}
+
+impl Shared {
+    fn term(&self) -> MutexGuard<'_, Term> {
+        self.term.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews once, and says whether it is still held.
+    async fn renew(&self) -> Result<bool> {
+        let Term { ttl, label, floor, .. } = self.term().clone();
+        let renew = Renew { owner: self.owner.clone(), ttl: micros_of(ttl), label, floor };
+        let sent = Instant::now();
+        let renewed = Renew::decode(&self.leases.store().transact(&self.key, renew).await?);
+        if renewed {
+            let mut term = self.term();
+            term.deadline = term.deadline.max(deadline(sent, ttl));
+        } else {
+            self.lost.cancel();
+        }
+        Ok(renewed)
+    }
+}
+
+fn deadline(sent: Instant, ttl: Duration) -> Instant {
+    sent + ttl.saturating_sub(ttl / DRIFT + GRAIN)
+}
+
+/// Renews a lease when a third of its time is over, until it is lost.
+async fn renew(shared: Arc<Shared>) {
+    let mut pause = shared.term().ttl / 3;
+    loop {
+        let deadline = shared.term().deadline;
+        tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+        let deadline = shared.term().deadline;
+        if Instant::now() >= deadline {
+            shared.lost.cancel();
+        }
+        if shared.lost.is_cancelled() {
+            metrics::counter!("commonhold_leases_lost_total").increment(1);
+            tracing::warn!(key = %shared.key, "a lease was lost");
+            return;
+        }
+        let ttl = shared.term().ttl;
+        pause = match tokio::time::timeout_at(deadline, shared.renew()).await {
+            Ok(Ok(_)) => ttl / 3,
+            // Again soon: there is time for several attempts.
+            Ok(Err(error)) => {
+                tracing::debug!(key = %shared.key, %error, "a lease was not renewed");
+                ttl / 20
+            }
+            Err(_) => Duration::ZERO,
+        };
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("key", &self.shared.key)
+            .field("owner", &self.shared.owner)
+            .finish_non_exhaustive()
+    }
+}

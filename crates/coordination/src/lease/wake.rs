@@ -1,0 +1,142 @@
+//! Wakes those who wait for a lease when one is released: one subscription for the whole process, however many wait.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use commonhold_core::{Key, Message, Result, Store};
+use futures_util::StreamExt as _;
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+/// The channel on which the keys of released leases are told.
+const CHANNEL: &str = "commonhold:released";
+/// How long to wait before the channel is subscribed to again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Who waits in this process.
+#[derive(Debug)]
+pub(crate) struct Wakeups {
+    store: Store,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Whoever waits for a key, and how many.
+    keys: HashMap<Key, (Arc<Notify>, usize)>,
+    /// A task hears for them.
+    heard: bool,
+}
+
+/// A place among those who wait. Dropping it leaves it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    wakeups: Arc<Wakeups>,
+    key: Key,
+    notify: Arc<Notify>,
+}
+
+impl Wakeups {
+    pub(crate) fn new(store: Store) -> Arc<Self> {
+        Arc::new(Self { store, waiting: Mutex::default() })
+    }
+
+    /// Whether the store can wake anybody.
+    pub(crate) fn can_wake(&self) -> bool {
+        self.store.capabilities().publish
+    }
+
+    /// Tells all who wait anywhere that this was released. They poll as well: a message that is lost delays them.
+    pub(crate) async fn tell(&self, key: &Key) {
+        if self.can_wake() {
+            let told = self.store.publish(CHANNEL, key.as_bytes().to_vec()).await;
+            let _ = told.inspect_err(|error| tracing::debug!(%error, %key, "nobody was told of a release"));
+        }
+    }
+
+    pub(crate) fn wait_for(self: &Arc<Self>, key: &Key) -> Place {
+        let mut waiting = self.waiting();
+        let (notify, count) = waiting.keys.entry(key.clone()).or_default();
+        *count += 1;
+        let notify = Arc::clone(notify);
+        if self.can_wake() && !std::mem::replace(&mut waiting.heard, true) {
+            tokio::spawn(hear(Arc::downgrade(self)));
+        }
+        Place { wakeups: Arc::clone(self), key: key.clone(), notify }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, key: Option<&[u8]>) {
+        for (waited_for, (notify, _)) in &self.waiting().keys {
+            if key.is_none_or(|key| waited_for.as_bytes() == key) {
+                notify.notify_waiters();
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Ends with the next release, counted from now on, not from when it is first polled.
+    pub(crate) fn released(&self) -> OwnedNotified {
+        Arc::clone(&self.notify).notified_owned()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiting = self.wakeups.waiting();
+        if let Some((_, count)) = waiting.keys.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.keys.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Hears of releases until nobody has waited for a while.
+async fn hear(wakeups: Weak<Wakeups>) {
+    let Some(store) = wakeups.upgrade().map(|wakeups| wakeups.store.clone()) else { return };
+    loop {
+        if let Err(error) = hear_until_lost(&wakeups, &store).await {
+            tracing::debug!(%error, "releases are not heard of");
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+        let Some(wakeups) = wakeups.upgrade() else { return };
+        let mut waiting = wakeups.waiting();
+        if waiting.keys.is_empty() {
+            waiting.heard = false;
+            return;
+        }
+    }
+}
+
+/// How long the subscription stays when nobody waits.
+const IDLE: Duration = Duration::from_secs(10);
+
+async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store) -> Result<()> {
+    let mut messages = store.subscribe(CHANNEL).await?;
+    // What was released before is not told any more.
+    if let Some(wakeups) = wakeups.upgrade() {
+        wakeups.wake(None);
+    }
+    loop {
+        let message = match tokio::time::timeout(IDLE, messages.next()).await {
+            Ok(Some(message)) => Some(message?),
+            Ok(None) => return Ok(()),
+            Err(_) => None,
+        };
+        let Some(wakeups) = wakeups.upgrade() else { return Ok(()) };
+        match message {
+            Some(Message::Payload(key)) => wakeups.wake(Some(&key)),
+            Some(Message::Missed) => wakeups.wake(None),
+            None if wakeups.waiting().keys.is_empty() => return Ok(()),
+            None => {}
+        }
+    }
+}

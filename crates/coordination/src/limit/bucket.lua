@@ -1,0 +1,117 @@
+-- The token bucket of bucket.rs. ARGV: UNIT FLOW BURST, and what the command adds.
+local unit, flow, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local capacity = burst * unit
+local LIMIT, MAX_LEASES, STAYS = 4503599627370496, 1000, 60000000
+
+local time = redis.call('TIME')
+local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
+
+local level, at, leases = capacity, now, {}
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function number(field)
+  if field and #field <= 16 and string.find(field, '^%d+$') then
+    local value = tonumber(field)
+    return value < LIMIT and value or nil
+  end
+end
+
+local function parse(state)
+  local fields = {}
+  for field in string.gmatch(state .. ' ', '([^ ]*) ') do
+    fields[#fields + 1] = field
+  end
+  local of = number(fields[2])
+  level, at = number(fields[3]), number(fields[4])
+  if fields[1] ~= 'bucket' or not of or of == 0 or not level or not at then
+    return false
+  end
+  local count = (#fields - 4) / 5
+  if count ~= math.floor(count) or count > MAX_LEASES then
+    return false
+  end
+  for first = 5, #fields, 5 do
+    local id, seq, held = number(fields[first]), number(fields[first + 1]), number(fields[first + 2])
+    local want, expires = number(fields[first + 3]), number(fields[first + 4])
+    if not id or not seq or not held or not want or not expires then
+      return false
+    end
+    leases[#leases + 1] = {id = id, seq = seq, held = math.min(held, burst), want = want, expires = expires}
+  end
+  if of ~= unit then
+    level = math.min(math.floor(level / of), burst) * unit
+  end
+  return true
+end
+
+local function room()
+  local held = 0
+  for _, lease in ipairs(leases) do
+    held = held + lease.held
+  end
+  return math.max(burst - held, 0)
+end
+
+local function last_lease()
+  local last = 0
+  for _, lease in ipairs(leases) do
+    last = math.max(last, lease.expires)
+  end
+  return last
+end
+
+local function flow_until(later)
+  local most = room() * unit
+  level = math.min(level, most)
+  if later - at >= math.ceil((most - level) / flow) then
+    level = most
+  else
+    level = level + (later - at) * flow
+  end
+  at = later
+end
+
+local function refill()
+  local later, ended, live = math.max(now, at), nil, {}
+  for _, lease in ipairs(leases) do
+    if lease.expires > later then
+      live[#live + 1] = lease
+    else
+      ended = math.max(ended or 0, lease.expires)
+    end
+  end
+  if ended then
+    flow_until(math.max(ended, at))
+    leases = live
+  end
+  flow_until(later)
+end
+
+local function wait(units)
+  return at - math.min(now, at) + math.ceil(math.max(units - level, 0) / flow)
+end
+
+local function reset()
+  return math.min(math.max(last_lease() - math.max(now, at), 0) + wait(capacity), LIMIT)
+end
+
+local function store()
+  local words = {'bucket', text(unit), text(level), text(at)}
+  for _, lease in ipairs(leases) do
+    for _, field in ipairs({'id', 'seq', 'held', 'want', 'expires'}) do
+      words[#words + 1] = text(lease[field])
+    end
+  end
+  redis.call('SET', KEYS[1], table.concat(words, ' '), 'PX', text(math.ceil((reset() + STAYS) / 1000)))
+end
+
+local state = redis.call('GET', KEYS[1])
+if state then
+  if not parse(state) then
+    return redis.error_reply('Corrupt what lies under the key is not the state of a token bucket')
+  end
+  refill()
+end

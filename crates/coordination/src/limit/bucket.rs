@@ -1,0 +1,242 @@
+//! The token bucket: a level that refills, and the part of it that instances hold on lease.
+
+use std::fmt::Write as _;
+
+use commonhold_core::Result;
+
+use super::{
+    Outcome,
+    config::{MAX, TokenBucket},
+    state::{Number, Word},
+};
+use crate::state::{Fields, corrupt};
+
+/// More instances than this cannot lease from one limiter at a time.
+pub(super) const MAX_LEASES: usize = 1_000;
+
+/// The state `bucket UNIT LEVEL AT` and then, for each lease, ` ID SEQ HELD WANT EXPIRES`.
+///
+/// `level` and what is held on lease never exceed the burst together: refill stops there. So whenever the held permits
+/// are spent, no time T sees more than `burst + rate * T`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bucket {
+    /// Units there are to take.
+    pub(super) level: u64,
+    /// The microsecond of the store's clock up to which it is refilled.
+    pub(super) at: u64,
+    pub(super) leases: Vec<Lease>,
+}
+
+/// What an instance holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lease {
+    /// The instance.
+    pub(super) id: u64,
+    /// The number of its last request.
+    pub(super) seq: u64,
+    /// Permits it may have: those it said it had, and those it was given then.
+    pub(super) held: u64,
+    /// Permits it would have liked to have.
+    pub(super) want: u64,
+    /// When they are gone, in microseconds of the store's clock.
+    pub(super) expires: u64,
+}
+
+const NAME: &str = "a token bucket";
+
+impl Bucket {
+    /// A full one.
+    pub(super) fn full(limit: TokenBucket, now: u64) -> Self {
+        Self { level: limit.capacity(), at: now, leases: Vec::new() }
+    }
+
+    /// What a state is at this time.
+    pub(super) fn read(limit: TokenBucket, state: Option<&[u8]>, now: u64) -> Result<Self> {
+        let Some(state) = state else { return Ok(Self::full(limit, now)) };
+        let mut bucket = Self::parse(limit, state)?;
+        bucket.refill(limit, now);
+        Ok(bucket)
+    }
+
+    fn parse(limit: TokenBucket, state: &[u8]) -> Result<Self> {
+        let mut fields = Fields::new(NAME, state)?;
+        let Word(kind) = fields.next()?;
+        let (Number(unit), Number(level), Number(at)) = (fields.next()?, fields.next()?, fields.next()?);
+        if kind != "bucket" || unit == 0 {
+            return Err(corrupt(NAME));
+        }
+        let mut leases = Vec::new();
+        while let Some(Number(id)) = fields.optional()? {
+            let (Number(seq), Number(held)) = (fields.next()?, fields.next()?);
+            let (Number(want), Number(expires)) = (fields.next()?, fields.next()?);
+            if leases.len() == MAX_LEASES {
+                return Err(corrupt(NAME));
+            }
+            leases.push(Lease { id, seq, held: held.min(limit.burst()), want, expires });
+        }
+        fields.end()?;
+        // Whole permits survive a change of the rate.
+        let level =
+            if unit == limit.unit() { level } else { (level / unit).min(limit.burst()) * limit.unit() };
+        Ok(Self { level, at, leases })
+    }
+
+    pub(super) fn write(&self, limit: TokenBucket) -> String {
+        let mut text = format!("bucket {} {} {}", limit.unit(), self.level, self.at);
+        for Lease { id, seq, held, want, expires } in &self.leases {
+            let _infallible = write!(text, " {id} {seq} {held} {want} {expires}");
+        }
+        text
+    }
+
+    /// Lets flow what flowed until now, and ends the leases that have run out. A clock that has stepped back
+    /// stands still.
+    fn refill(&mut self, limit: TokenBucket, now: u64) {
+        let now = now.max(self.at);
+        let ended = self.leases.iter().map(|lease| lease.expires).filter(|expires| *expires <= now).max();
+        if let Some(ended) = ended {
+            // Until then there was no room for what they held.
+            self.flow(limit, ended.max(self.at));
+            self.leases.retain(|lease| lease.expires > now);
+        }
+        self.flow(limit, now);
+    }
+
+    fn flow(&mut self, limit: TokenBucket, now: u64) {
+        let room = self.room(limit) * limit.unit();
+        self.level = refilled(self.level.min(room), room, now - self.at, limit.flow());
+        self.at = now;
+    }
+
+    /// Permits that are not held on lease.
+    pub(super) fn room(&self, limit: TokenBucket) -> u64 {
+        limit.burst().saturating_sub(self.leases.iter().map(|lease| lease.held).sum())
+    }
+
+    /// Takes so many permits, or says how long to wait for them.
+    pub(super) fn take(&mut self, limit: TokenBucket, permits: u64, now: u64) -> Outcome {
+        let need = permits * limit.unit();
+        let allowed = need <= self.level;
+        let mut retry_micros = 0;
+        if allowed {
+            self.level -= need;
+        } else {
+            retry_micros = self.wait(limit, need, now);
+            if permits > self.room(limit) {
+                // At the latest then the leases have ended, unless they are renewed.
+                retry_micros = retry_micros.max(self.last_lease().saturating_sub(now));
+            }
+        }
+        Outcome {
+            allowed,
+            remaining: self.level / limit.unit(),
+            retry_micros,
+            reset_micros: self.reset_micros(limit, now),
+        }
+    }
+
+    /// How long until there are so many units, if nobody takes any.
+    pub(super) fn wait(&self, limit: TokenBucket, units: u64, now: u64) -> u64 {
+        self.at - now.min(self.at) + units.saturating_sub(self.level).div_ceil(limit.flow())
+    }
+
+    /// How long until it is certainly full, if nobody takes any.
+    pub(super) fn reset_micros(&self, limit: TokenBucket, now: u64) -> u64 {
+        let leased = self.last_lease().saturating_sub(now.max(self.at));
+        (leased + self.wait(limit, limit.capacity(), now)).min(MAX)
+    }
+
+    fn last_lease(&self) -> u64 {
+        self.leases.iter().map(|lease| lease.expires).max().unwrap_or(0)
+    }
+}
+
+/// A level after so many microseconds.
+fn refilled(level: u64, capacity: u64, elapsed: u64, flow: u64) -> u64 {
+    if elapsed >= (capacity - level).div_ceil(flow) { capacity } else { level + elapsed * flow }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limit::Rate;
+
+    proptest! {
+        #[test]
+        fn whoever_takes_all_that_is_there_gets_the_burst_and_the_rate_and_not_a_fraction_less(
+            permits in prop_oneof![Just(1_u64), Just(501), Just(999_983), 1_u64..1_000_000],
+            per in prop_oneof![Just(1_000_000_u64), Just(86_400_000_000), 1_000_000_u64..100_000_000_000],
+            burst in 2_u64..50,
+            steps in prop::collection::vec(prop_oneof![Just(0_u64), 1_u64..1_000, any::<u64>()], 1..300),
+        ) {
+            let limit = TokenBucket::new(Rate::new(permits, Duration::from_micros(per)).unwrap(), burst).unwrap();
+            let start = 1_700_000_000_000_000;
+            let mut now = start;
+            let mut bucket = Bucket::full(limit, now);
+            let mut taken = 0;
+            // Nothing runs over in this time, as there is less than one permit left each time.
+            let longest = (limit.capacity() - limit.unit()) / limit.flow();
+            for step in steps {
+                now += step % (longest + 1);
+                bucket = Bucket::read(limit, Some(bucket.write(limit).as_bytes()), now).unwrap();
+                let all = bucket.level / limit.unit();
+                prop_assert!(bucket.take(limit, all, now).allowed);
+                taken += all;
+            }
+            let flowed = u128::from(now - start) * u128::from(permits) / u128::from(per);
+            prop_assert_eq!(u128::from(taken), u128::from(burst) + flowed);
+        }
+
+        #[test]
+        fn waiting_as_long_as_it_says_is_enough_and_a_microsecond_less_is_not(
+            permits in 1_u64..1_000_000,
+            burst in 1_u64..1_000,
+            first in 1_u64..1_000,
+            then in 1_u64..1_000,
+        ) {
+            let limit = TokenBucket::new(Rate::per_second(permits).unwrap(), burst).unwrap();
+            let (first, then) = (first.min(burst), then.min(burst));
+            let now = 1_000_000;
+            let mut bucket = Bucket::full(limit, now);
+            prop_assert!(bucket.take(limit, first, now).allowed);
+            let outcome = bucket.clone().take(limit, then, now);
+            prop_assert_eq!(outcome.allowed, outcome.retry_micros == 0);
+            let at = |micros| Bucket::read(limit, Some(bucket.write(limit).as_bytes()), now + micros).unwrap();
+            prop_assert!(at(outcome.retry_micros).take(limit, then, now + outcome.retry_micros).allowed);
+            if let Some(early) = outcome.retry_micros.checked_sub(1) {
+                prop_assert!(!at(early).take(limit, then, now + early).allowed);
+            }
+            let full = bucket.reset_micros(limit, now);
+            prop_assert_eq!(at(full).level, limit.capacity());
+            prop_assert!(full == 0 || at(full - 1).level < limit.capacity());
+        }
+    }
+
+    #[test]
+    fn whole_permits_survive_a_change_of_the_limit() {
+        let slow = TokenBucket::new(Rate::per_second(10).unwrap(), 8).unwrap();
+        let fast = TokenBucket::new(Rate::per_second(1_000).unwrap(), 5).unwrap();
+        let mut bucket = Bucket::full(slow, 7);
+        bucket.take(slow, 5, 7);
+        let read = |limit, state: &Bucket, of| Bucket::read(limit, Some(state.write(of).as_bytes()), 7).unwrap();
+        assert_eq!(read(fast, &bucket, slow).level, 3 * fast.unit());
+        assert_eq!(read(fast, &Bucket::full(slow, 7), slow).level, 5 * fast.unit());
+    }
+
+    #[test]
+    fn what_is_no_bucket_is_corrupt() {
+        let limit = TokenBucket::new(Rate::per_second(10).unwrap(), 8).unwrap();
+        for state in [
+            "", "bucket", "bucket 1 2", "bucket 0 2 3", "bucket 1 2 3 ", "bucket 1 2 3 4", "bucket 1 -2 3",
+            "bucket 1 +2 3", "window 1 2 3", "bucket 1 2 4503599627370496", "bucket 1 2 00000000000000003",
+            "bucket 1  2 3", "bucket 1 2 3 4 5 6 7",
+        ] {
+            let error = Bucket::read(limit, Some(state.as_bytes()), 0).unwrap_err();
+            assert_eq!(error.kind(), commonhold_core::ErrorKind::Corrupt, "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+
+-- The transition of lease.rs. ARGV adds ID SEQ KEEP BACK NEED WANT LENGTH.
+local id, seq, keep, back = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local need, want, length = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+
+local function answer(held, expires)
+  local retry = 0
+  if held < need then
+    retry = math.max(wait(need * unit), 1)
+  end
+  return text(held) .. ' ' .. text(math.max(expires - at, 0)) .. ' ' .. text(retry)
+end
+
+local held = 0
+for index, lease in ipairs(leases) do
+  if lease.id == id then
+    table.remove(leases, index)
+    if lease.seq >= seq then
+      return answer(lease.held, lease.expires)
+    end
+    held = lease.held
+    break
+  end
+end
+if #leases == MAX_LEASES then
+  return redis.error_reply('Overloaded ' .. MAX_LEASES .. ' instances lease from this limiter, and no more can')
+end
+
+keep = math.min(keep, held)
+back = math.min(back, held - keep)
+level = math.min(level + back * unit, math.max(room() - keep, 0) * unit)
+
+local available, lacking, grant = math.floor(level / unit), math.max(need - keep, 0), 0
+if available >= lacking then
+  local others, wanting = 0, 1
+  for _, lease in ipairs(leases) do
+    others = others + lease.held
+    if lease.want > 0 then
+      wanting = wanting + 1
+    end
+  end
+  local leasable = math.max(math.ceil(burst / 2) - (others + keep), 0)
+  local share = math.floor(math.min(available, leasable) / wanting)
+  grant = math.min(math.max(want, need, keep) - keep, math.max(share, lacking))
+end
+
+level = level - grant * unit
+held = keep + grant
+local expires = at + length
+local reply = answer(held, expires)
+if held > 0 or want > 0 then
+  leases[#leases + 1] = {id = id, seq = seq, held = held, want = want, expires = expires}
+end
+store()
+return reply

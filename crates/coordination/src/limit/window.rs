@@ -1,0 +1,229 @@
+//! The sliding window: what was taken in each slice of time that a window can touch.
+
+use std::fmt::Write as _;
+
+use commonhold_core::Result;
+
+use super::{
+    Outcome,
+    config::{MAX, SlidingWindow},
+    state::{Number, Word},
+};
+use crate::state::{Fields, corrupt};
+
+/// A window is so many slices long.
+pub(super) const SLICES: usize = 16;
+
+/// It touches one more: the first and the last in part.
+const TOUCHED: usize = SLICES + 1;
+
+/// The state `window SLICE NEWEST COUNT*17`: the length of a slice in microseconds, the number of the newest since
+/// 1970, and the permits taken in each, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Window {
+    newest: u64,
+    counts: [u64; TOUCHED],
+}
+
+const NAME: &str = "a sliding window";
+
+impl Window {
+    /// Nothing was taken yet.
+    pub(super) fn empty(limit: SlidingWindow, now: u64) -> Self {
+        Self { newest: now / limit.slice_micros(), counts: [0; TOUCHED] }
+    }
+
+    /// What a state is at this time.
+    pub(super) fn read(limit: SlidingWindow, state: Option<&[u8]>, now: u64) -> Result<Self> {
+        let Some(state) = state else { return Ok(Self::empty(limit, now)) };
+        let mut window = Self::parse(limit, state, now)?;
+        window.slide(limit, now);
+        Ok(window)
+    }
+
+    fn parse(limit: SlidingWindow, state: &[u8], now: u64) -> Result<Self> {
+        let mut fields = Fields::new(NAME, state)?;
+        let Word(kind) = fields.next()?;
+        let (Number(slice), Number(newest)) = (fields.next()?, fields.next()?);
+        let begun = slice.checked_mul(newest).filter(|begun| *begun < MAX).ok_or_else(|| corrupt(NAME))?;
+        if kind != "window" || slice == 0 {
+            return Err(corrupt(NAME));
+        }
+        let mut counts = [0_u64; TOUCHED];
+        for count in &mut counts {
+            Number(*count) = fields.next()?;
+        }
+        fields.end()?;
+        let mut window = Self { newest, counts };
+        let all = window.taken();
+        if all >= MAX {
+            return Err(corrupt(NAME));
+        }
+        if slice != limit.slice_micros() {
+            // Slices of another length cannot be told apart: all of it counts as taken now.
+            window = Self::empty(limit, begun.max(now));
+            window.add(all.min(limit.permits()));
+        }
+        Ok(window)
+    }
+
+    pub(super) fn write(&self, limit: SlidingWindow) -> String {
+        let mut text = format!("window {} {}", limit.slice_micros(), self.newest);
+        for count in self.counts {
+            let _infallible = write!(text, " {count}");
+        }
+        text
+    }
+
+    /// Forgets the slices that no window touches any more. A clock that has stepped back stands still.
+    pub(super) fn slide(&mut self, limit: SlidingWindow, now: u64) {
+        let newest = now / limit.slice_micros();
+        let passed = newest.saturating_sub(self.newest);
+        let passed = usize::try_from(passed).unwrap_or(TOUCHED).min(TOUCHED);
+        self.counts.rotate_right(passed);
+        self.counts.iter_mut().take(passed).for_each(|count| *count = 0);
+        self.newest = self.newest.max(newest);
+    }
+
+    /// Takes so many permits, or says how long to wait for them.
+    pub(super) fn take(&mut self, limit: SlidingWindow, permits: u64, now: u64) -> Outcome {
+        let taken = self.taken();
+        let excess = (taken + permits).saturating_sub(limit.permits());
+        let mut remaining = limit.permits().saturating_sub(taken);
+        if excess == 0 {
+            self.add(permits);
+            remaining -= permits;
+        }
+        Outcome {
+            allowed: excess == 0,
+            remaining,
+            retry_micros: if excess == 0 { 0 } else { self.wait(limit, excess, now) },
+            reset_micros: self.reset_micros(limit, now),
+        }
+    }
+
+    /// Counts what is left as taken.
+    pub(super) fn drain(&mut self, limit: SlidingWindow) {
+        let left = limit.permits().saturating_sub(self.taken());
+        self.add(left);
+    }
+
+    /// How long until it is empty, if nobody takes any.
+    pub(super) fn reset_micros(&self, limit: SlidingWindow, now: u64) -> u64 {
+        match self.counts.iter().position(|count| *count > 0) {
+            Some(newest) => self.leaves(limit, newest, now),
+            None => 0,
+        }
+    }
+
+    /// How long until so many of those that count do no longer.
+    fn wait(&self, limit: SlidingWindow, excess: u64, now: u64) -> u64 {
+        let mut freed = 0;
+        for (index, count) in self.counts.iter().enumerate().rev() {
+            freed += count;
+            if freed >= excess {
+                return self.leaves(limit, index, now);
+            }
+        }
+        0
+    }
+
+    /// How long until a slice is forgotten.
+    fn leaves(&self, limit: SlidingWindow, index: usize, now: u64) -> u64 {
+        ((self.newest + (TOUCHED - index) as u64) * limit.slice_micros()).saturating_sub(now)
+    }
+
+    fn add(&mut self, permits: u64) {
+        let [newest, ..] = &mut self.counts;
+        *newest += permits;
+    }
+
+    fn taken(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_window_sees_more_than_the_limit_through_steps_back_and_forth_and_it_always_refills(
+            permits in 1_u64..40,
+            micros in 1_u64..5_000,
+            steps in prop::collection::vec((-500_i64..1_500, 1_u64..40), 1..300),
+        ) {
+            let limit = SlidingWindow::new(permits, Duration::from_micros(micros)).unwrap();
+            let mut now = 1_000_000_u64;
+            let mut latest = now;
+            let mut state = None;
+            let mut grants: Vec<(u64, u64)> = Vec::new();
+            for (step, asked) in steps {
+                now = now.saturating_add_signed(step);
+                // The time that has certainly passed, which is what a clock that went back showed before.
+                latest = latest.max(now);
+                let asked = asked.min(permits);
+                let mut window = Window::read(limit, state.as_deref(), now).unwrap();
+                let outcome = window.take(limit, asked, now);
+                if outcome.allowed {
+                    grants.push((latest, asked));
+                    state = Some(window.write(limit).into_bytes());
+                } else {
+                    let later = now + outcome.retry_micros;
+                    let mut window = Window::read(limit, state.as_deref(), later).unwrap();
+                    prop_assert!(window.take(limit, asked, later).allowed, "not after {} us", outcome.retry_micros);
+                }
+            }
+            for (index, (begun, _)) in grants.iter().enumerate() {
+                let within = grants.iter().skip(index).take_while(|(at, _)| *at < begun + micros);
+                let seen: u64 = within.map(|(_, asked)| asked).sum();
+                prop_assert!(seen <= permits, "{} in the window from {}", seen, begun);
+            }
+        }
+    }
+
+    #[test]
+    fn a_greedy_stream_gets_at_least_sixteen_seventeenths_of_the_limit() {
+        let limit = SlidingWindow::new(100, Duration::from_secs(16)).unwrap();
+        let mut window = Window::empty(limit, 0);
+        let mut taken = 0;
+        for millis in 0..1_700_000_u64 {
+            window.slide(limit, millis * 1_000);
+            taken += u64::from(window.take(limit, 1, millis * 1_000).allowed);
+        }
+        assert_eq!(taken, 1_700 * 100 / 17);
+    }
+
+    #[test]
+    fn what_was_taken_under_another_length_counts_as_taken_now() {
+        let short = SlidingWindow::new(10, Duration::from_secs(1)).unwrap();
+        let long = SlidingWindow::new(10, Duration::from_secs(60)).unwrap();
+        let mut window = Window::empty(short, 5_000_000);
+        assert!(window.take(short, 7, 5_000_000).allowed);
+        let mut window = Window::read(long, Some(window.write(short).as_bytes()), 5_100_000).unwrap();
+        assert!(!window.take(long, 4, 5_100_000).allowed);
+        assert!(window.take(long, 3, 5_100_000).allowed);
+    }
+
+    #[test]
+    fn what_is_no_window_is_corrupt() {
+        let limit = SlidingWindow::new(10, Duration::from_secs(1)).unwrap();
+        let counts = " 0".repeat(TOUCHED);
+        for state in [
+            "window".into(),
+            format!("window 0 1{counts}"),
+            format!("window 1 1{counts} 0"),
+            format!("window 67108864 67108864{counts}"),
+            format!("window 4503599627370495 4503599627370495{counts}"),
+            format!("bucket 1 1{counts}"),
+        ] {
+            let error = Window::read(limit, Some(state.as_bytes()), 0).unwrap_err();
+            assert_eq!(error.kind(), commonhold_core::ErrorKind::Corrupt, "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Coordination over real stores.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+mod common;
+mod fences;
+mod locks;
