@@ -4,17 +4,26 @@
 //! atomically and on the store's clock, so that no clock of an instance is trusted. On Redis it runs as a script, which
 //! a property test holds equal to its twin in Rust.
 
+mod election;
 mod fence;
+mod guard;
 mod holders;
 mod lease;
+pub mod limit;
 mod lock;
+mod redlock;
+mod semaphore;
 mod state;
 mod turn;
 #[cfg(test)]
 mod twin;
 
 pub use self::{
+    election::{Election, Lead, Leader},
     fence::{Fence, Fenced},
+    guard::Guard,
     holders::{Holder, Holders},
-    lock::{Guard, Locks},
+    lock::Locks,
+    redlock::{Redlock, RedlockGuard},
+    semaphore::{RwLock, Semaphore},
 };

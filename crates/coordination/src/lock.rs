@@ -1,20 +1,19 @@
 //! Locks that one holds at a time, with fencing tokens.
 
-use std::{fmt, ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     fence::Fence,
-    holders::{Holders, label_of_process},
-    lease::{Held, Leases, Wanted},
-    turn::{Turn, Turns},
+    guard::{Guard, Lease},
+    holders::Holders,
+    lease::{Leases, Wanted, after},
+    semaphore::{RwLock, Semaphore},
+    turn::Turns,
 };
 
-/// How long the holders of one process hand a lock to each other before others may have it.
-const STREAK: Duration = Duration::from_millis(5);
 /// How many tokens a claim brings, for those to whom the lock is handed on.
 const TOKENS: i64 = 256;
 
@@ -56,29 +55,7 @@ pub struct Locks {
 #[derive(Debug)]
 struct Shared {
     leases: Arc<Leases>,
-    label: String,
     turns: Arc<Turns<Lease>>,
-}
-
-/// A lease, and what it needs to be handed on.
-#[derive(Debug)]
-struct Lease {
-    held: Held,
-    /// Those that nobody has had.
-    tokens: Range<i64>,
-    since: Instant,
-}
-
-/// A lock that is held. It is renewed in the background until it is released.
-///
-/// Dropping it releases the lock in the background; [`release`](Self::release) waits until that is done.
-#[must_use = "the lock is released when the guard is dropped"]
-pub struct Guard {
-    name: Key,
-    token: i64,
-    /// Taken when it is released.
-    lease: Option<Lease>,
-    turn: Option<Turn<Lease>>,
 }
 
 impl Locks {
@@ -87,8 +64,7 @@ impl Locks {
     /// # Errors
     /// `Unsupported` if entries of the store have no time to live.
     pub fn new(store: Store) -> Result<Self> {
-        let leases = Arc::new(Leases::new(store)?);
-        let shared = Shared { leases, label: label_of_process(), turns: Arc::default() };
+        let shared = Shared { leases: Arc::new(Leases::new(store)?), turns: Arc::default() };
         Ok(Self { shared: Arc::new(shared), fair: false })
     }
 
@@ -122,7 +98,7 @@ impl Locks {
         ttl: Duration,
         timeout: Duration,
     ) -> Result<Option<Guard>> {
-        self.claim(name.as_ref(), ttl, Some(Instant::now() + timeout)).await
+        self.claim(name.as_ref(), ttl, Some(after(timeout))).await
     }
 
     /// Does work while holding a lock, and drops the work where it is if the lock is lost meanwhile.
@@ -169,6 +145,22 @@ impl Locks {
         Holders::read(&self.shared.leases, &key).await
     }
 
+    /// The semaphore of this name with this many permits. See [`Semaphore`].
+    ///
+    /// # Errors
+    /// `InvalidInput` for no permits or more than 2^32, or for such a name.
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u64) -> Result<Semaphore> {
+        Semaphore::new(Arc::clone(&self.shared.leases), name.as_ref(), permits)
+    }
+
+    /// The read-write lock of this name. See [`RwLock`].
+    ///
+    /// # Errors
+    /// `InvalidInput` for such a name.
+    pub fn rw_lock(&self, name: impl AsRef<str>) -> Result<RwLock> {
+        RwLock::new(Arc::clone(&self.shared.leases), name.as_ref())
+    }
+
     async fn claim(&self, name: &str, ttl: Duration, deadline: Option<Instant>) -> Result<Option<Guard>> {
         let key = key(name)?;
         let asked = Instant::now();
@@ -194,132 +186,17 @@ impl Locks {
             let Some(mine) = self.shared.turns.take(key, deadline).await else { return Ok(None) };
             if let Some(mut lease) = mine.take_left() {
                 if let Some(token) = lease.hand_on(ttl).await? {
-                    return Ok(Some(Guard {
-                        name: key.clone(),
-                        token,
-                        lease: Some(lease),
-                        turn: Some(mine),
-                    }));
+                    return Ok(Some(Guard::new(key.clone(), token, lease, Some(mine))));
                 }
                 lease.held.release().await?;
             }
             turn = Some(mine);
         }
         let tokens = if self.fair { 1 } else { TOKENS };
-        let (label, name) = (self.shared.label.clone(), key.clone());
-        let wanted = Wanted { key: name.clone(), weight: 1, capacity: 1, ttl, tokens, label };
+        let wanted = Wanted { tokens, ..self.shared.leases.one(key.clone(), ttl) };
         let Some((held, token)) = self.shared.leases.claim(&wanted, deadline).await? else { return Ok(None) };
         let lease = Lease { held, tokens: token + 1..token + tokens, since: Instant::now() };
-        Ok(Some(Guard { name, token, lease: Some(lease), turn }))
-    }
-}
-
-impl Lease {
-    /// A token for the next one, if the lease lasts this long or can be made to.
-    async fn hand_on(&mut self, ttl: Duration) -> Result<Option<i64>> {
-        let lasts = self.held.deadline() > Instant::now() + ttl / 2 && self.held.ttl() == ttl;
-        if !lasts && !self.held.extend(ttl).await? {
-            return Ok(None);
-        }
-        Ok(self.tokens.next().filter(|_| self.held.is_held()))
-    }
-
-    fn may_be_handed_on(&self) -> bool {
-        self.held.is_held() && self.since.elapsed() < STREAK && !self.tokens.is_empty()
-    }
-}
-
-impl Guard {
-    /// The name of the lock.
-    pub fn name(&self) -> &str {
-        let key = self.name.as_bytes();
-        std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(PREFIX)).unwrap_or_default()
-    }
-
-    /// The fencing token: greater than that of every earlier holder, whatever happened to the lock or the store in
-    /// between, as long as the store's clock did not step back by more than a day while its data was lost or the lock
-    /// was unused.
-    pub fn token(&self) -> u64 {
-        self.token.unsigned_abs()
-    }
-
-    /// The token as what [fenced writes](crate::Fenced) take.
-    pub fn fence(&self) -> Fence {
-        Fence::new(self.token())
-    }
-
-    /// Whether the lock is still held for sure. It may be lost the moment after: only a [fence](Self::fence) keeps
-    /// what is written later from doing harm.
-    pub fn is_held(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.held.is_held())
-    }
-
-    /// Until when the lock is held for sure if it is not renewed again, on the monotonic clock of this machine. That
-    /// clock stands still while the machine is suspended.
-    ///
-    /// Earlier than the store's own end by the time that the request took, and by 1 % of the time to live and 2 ms, by
-    /// which the clocks may differ in speed.
-    pub fn deadline(&self) -> std::time::Instant {
-        self.lease.as_ref().map_or_else(Instant::now, |lease| lease.held.deadline()).into_std()
-    }
-
-    /// Cancelled the moment at which it is no longer sure that the lock is held, and when it is released.
-    pub fn lost(&self) -> CancellationToken {
-        self.lease.as_ref().map_or_else(cancelled, |lease| lease.held.lost().clone())
-    }
-
-    /// Holds the lock for this long from now, and for as long from each renewal on. Says whether it was still held.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a time to live that is not from 20 ms to 365 days; those of the store: it may then be
-    /// extended or not.
-    pub async fn extend(&self, ttl: Duration) -> Result<bool> {
-        match &self.lease {
-            Some(lease) => lease.held.extend(ttl).await,
-            None => Ok(false),
-        }
-    }
-
-    /// Releases the lock, and says whether it was held until now.
-    ///
-    /// # Errors
-    /// Those of the store: it is tried again in the background then, and expires at the latest with its time to live.
-    ///
-    /// Cancellation: a dropped future releases the lock in the background.
-    pub async fn release(mut self) -> Result<bool> {
-        match self.hand_on() {
-            // The turn ends afterwards: the next one finds the lock free.
-            Some((lease, _turn)) => lease.held.release().await,
-            None => Ok(true),
-        }
-    }
-
-    /// Leaves the lock to the next task of this process, or returns what is to be released.
-    fn hand_on(&mut self) -> Option<(Lease, Option<Turn<Lease>>)> {
-        let lease = self.lease.take()?;
-        match self.turn.take() {
-            Some(turn) if lease.may_be_handed_on() => {
-                turn.leave(lease).map(|(turn, lease)| (lease, Some(turn)))
-            }
-            turn => Some((lease, turn)),
-        }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        drop(self.hand_on());
-    }
-}
-
-impl fmt::Debug for Guard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, token, .. } = self;
-        f.debug_struct("Guard")
-            .field("name", name)
-            .field("token", token)
-            .field("held", &self.is_held())
-            .finish()
+        Ok(Some(Guard::new(wanted.key, token, lease, turn)))
     }
 }
 
@@ -328,10 +205,4 @@ const PREFIX: &str = "lock:";
 
 fn key(name: &str) -> Result<Key> {
     Key::new(format!("{PREFIX}{name}"))
-}
-
-fn cancelled() -> CancellationToken {
-    let token = CancellationToken::new();
-    token.cancel();
-    token
 }

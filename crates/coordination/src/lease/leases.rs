@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,6 +17,7 @@ use super::{
     transition::{Claim, Claimed, Release, Released, Show, micros_of},
     wake::Wakeups,
 };
+use crate::holders::label_of_process;
 
 /// Times to live that clocks and networks can keep.
 const SHORTEST: Duration = Duration::from_millis(20);
@@ -35,9 +36,10 @@ pub(crate) struct Leases {
     store: Store,
     /// Names this process.
     process: String,
+    label: String,
     claims: AtomicU64,
     wakeups: Arc<Wakeups>,
-    runtime: std::sync::OnceLock<Handle>,
+    runtime: OnceLock<Handle>,
 }
 
 /// What is asked for.
@@ -63,7 +65,13 @@ impl Leases {
         }
         let process = format!("{:016x}", fastrand::u64(..));
         let wakeups = Wakeups::new(store.clone());
-        Ok(Self { store, process, claims: AtomicU64::new(0), wakeups, runtime: std::sync::OnceLock::new() })
+        let label = label_of_process();
+        Ok(Self { store, process, label, claims: AtomicU64::new(0), wakeups, runtime: OnceLock::new() })
+    }
+
+    /// All of something that one holds at a time.
+    pub(crate) fn one(&self, key: Key, ttl: Duration) -> Wanted {
+        Wanted { key, weight: 1, capacity: 1, ttl, tokens: 1, label: self.label.clone() }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -204,6 +212,11 @@ impl Drop for Begun<'_> {
             self.leases.abandon(self.key.clone(), self.owner.clone());
         }
     }
+}
+
+/// This long from now, or a year.
+pub(crate) fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
 }
 
 pub(super) fn check_ttl(ttl: Duration) -> Result<()> {

@@ -8,6 +8,6 @@ mod wake;
 
 pub(crate) use self::{
     held::Held,
-    leases::{Leases, Wanted},
+    leases::{Leases, Wanted, after},
     state::Holder,
 };

@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
 mod common;
+mod elections;
 mod fences;
 mod locks;
+mod redlocks;
+mod semaphores;
