@@ -112,7 +112,8 @@ impl Schema<'_> {
                  SELECT {schema}.commonhold_text(key) AS key, {schema}.commonhold_json(value) AS json,
                         {schema}.commonhold_text(value) AS text, expires_at, key AS raw_key
                  FROM {table} WHERE expires_at IS NULL OR expires_at > clock_timestamp();
-             INSERT INTO {} VALUES ({}, {VERSION})",
+             INSERT INTO {} VALUES ({}, {VERSION})
+                 ON CONFLICT (table_name) DO UPDATE SET version = excluded.version",
             self.versions(),
             literal(bare_table)
         ))
@@ -144,14 +145,10 @@ impl Schema<'_> {
         }
         let sql = format!("SELECT version FROM {} WHERE table_name = $1", self.versions());
         let rows = self.connection.query_once(&sql, &[(&self.names.bare_table, Type::TEXT)]).await?;
-        let version = rows.first().map(|row| column(row, 0)).transpose()?;
+        let Some(row) = rows.first() else { return Ok(None) };
         // A table that was dropped by hand is made again.
-        if version.is_some() && !self.exists("to_regclass", &self.names.table).await? {
-            let forget = format!("DELETE FROM {} WHERE table_name = $1", self.versions());
-            self.connection.query_once(&forget, &[(&self.names.bare_table, Type::TEXT)]).await?;
-            return Ok(None);
-        }
-        Ok(version)
+        let is_there = self.exists("to_regclass", &self.names.table).await?;
+        Ok(if is_there { Some(column(row, 0)?) } else { None })
     }
 
     async fn has_trigger(&self) -> Result<bool> {

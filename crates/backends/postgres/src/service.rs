@@ -36,7 +36,7 @@ impl Shared {
         let mut details = vec![
             ("role".to_owned(), if in_recovery { "replica" } else { "primary" }.to_owned()),
             ("table".to_owned(), self.names.table.clone()),
-            ("round trip".to_owned(), format!("{round_trip:?}")),
+            ("round trip".to_owned(), format!("{round_trip:.0?}")),
             ("connections".to_owned(), format!("{used} of {allowed}")),
             (
                 "pool".to_owned(),
@@ -45,7 +45,8 @@ impl Shared {
             ("replicas".to_owned(), replicas.to_string()),
         ];
         if let Some(lag) = lag {
-            details.push(("replica lag".to_owned(), format!("{:?}", Duration::from_secs_f64(lag.max(0.0)))));
+            details
+                .push(("replica lag".to_owned(), format!("{:.0?}", Duration::from_secs_f64(lag.max(0.0)))));
         }
         details.extend(self.replicas.details());
         let mut warnings = warnings(row)?;
