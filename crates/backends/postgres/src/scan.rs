@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream}
 use crate::{connection::Params, shared::Shared, sql::Sql, values};
 
 /// A page ends early when its values come to this.
-const PAGE_BYTES: usize = 8 * 1024 * 1024;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How many keys are counted in one statement, and how many deleted: each is done within the time for one.
 const COUNT_PAGE: i64 = 50_000;
 const CLEAR_PAGE: i64 = 5_000;

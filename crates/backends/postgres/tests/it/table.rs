@@ -75,6 +75,22 @@ async fn a_table_of_a_later_version_is_not_touched() {
 }
 
 #[tokio::test]
+async fn a_table_that_was_dropped_by_hand_is_made_again_once() {
+    let table = Table::new();
+    drop(open(table.config()).await);
+    let dropped = format!(
+        "DROP TABLE {0} CASCADE; UPDATE commonhold_schema SET version = 7 WHERE table_name = '{0}'",
+        table.name
+    );
+    sql(postgres_url(), &dropped).await;
+    let opened = join_all((0..4).map(|_| open(table.config().pool(2)))).await;
+    opened[0].put("k", "v").await.unwrap();
+    assert_eq!(opened[3].get("k").await.unwrap().unwrap(), "v");
+    let version = format!("SELECT version FROM commonhold_schema WHERE table_name = '{}'", table.name);
+    assert_eq!(sql(postgres_url(), &version).await, ["1"]);
+}
+
+#[tokio::test]
 async fn a_user_without_rights_uses_a_table_that_is_there_and_is_told_what_is_missing_otherwise() {
     let server = Postgres::start();
     let owner = open(config(&server.url())).await;
@@ -274,6 +290,39 @@ async fn long_values_make_short_pages() {
     assert_eq!(entries.len(), 20);
     assert!(entries.iter().all(|(_, entry)| entry.value.len() == 3 << 20));
     assert!(entries.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    // Two values fill a page, and each page is one scan of the index.
+    let scans = format!("SELECT idx_scan >= 10 FROM pg_stat_all_tables WHERE relname = '{}'", table.name);
+    eventually(Duration::from_secs(20), "the server counts ten pages", async || {
+        sql(postgres_url(), &scans).await == ["t"]
+    })
+    .await;
+    let halves: Vec<_> =
+        store.scan(Scan { page: 1, ..Scan::prefix(Prefix::ALL) }).try_collect().await.unwrap();
+    assert_eq!(halves, entries);
+}
+
+#[tokio::test]
+async fn rows_of_plain_sql_whose_keys_are_none_are_left_alone_and_neither_listed_nor_counted() {
+    let table = Table::new();
+    let store = open(table.config()).await;
+    let name = &table.name;
+    let foreign = format!(
+        "INSERT INTO {name} VALUES ('', 'x'), (convert_to(repeat('a', 1025), 'UTF8'), 'x'), \
+         (decode(repeat('ff', 1025), 'hex'), 'x')"
+    );
+    sql(postgres_url(), &foreign).await;
+    let longest = "a".repeat(Key::MAX_LEN);
+    store.batch_put([("a", "1"), (longest.as_str(), "2"), ("b", "3")]).await.unwrap();
+    let expected: Vec<Key> = ["a", &longest, "b"].map(|key| Key::new(key).unwrap()).into();
+    for keys_only in [false, true] {
+        let scan = Scan { page: 2, keys_only, ..Scan::prefix(Prefix::ALL) };
+        let listed: Vec<Key> = store.scan(scan).map_ok(|(key, _)| key).try_collect().await.unwrap();
+        assert_eq!(listed, expected);
+    }
+    assert_eq!(store.count("").await.unwrap(), 3);
+    assert_eq!(store.count("aa").await.unwrap(), 1);
+    assert_eq!(store.clear("").await.unwrap(), 3);
+    assert_eq!(sql(postgres_url(), &format!("SELECT count(*) FROM {name}")).await, ["3"]);
 }
 
 #[tokio::test]
