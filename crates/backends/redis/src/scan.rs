@@ -21,6 +21,15 @@ use crate::{
 /// How many of its keys a server looks at in one step at least: a prefix may match few of many.
 const MIN_COUNT: usize = 512;
 
+/// How many bytes of values are read at once, about.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// How many entries are read at once while nothing is known of their size.
+const FIRST_CHUNK: usize = 8;
+
+/// How many times longer a chunk may be than the one before.
+const MAX_GROWTH: usize = 8;
+
 /// Scans the servers of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Scans {
@@ -53,19 +62,15 @@ impl Scans {
         if let Err(error) = check(&scan) {
             return stream::once(std::future::ready(Err(error))).boxed();
         }
-        let (scans, page) = (self.clone(), scan.page);
-        let entries = self.pages(&scan.prefix, page).and_then(move |keys| {
-            let (scans, keys_only) = (scans.clone(), scan.keys_only);
-            async move {
-                // A page of the server may be longer than one that was asked for.
-                let mut entries = Vec::with_capacity(keys.len());
-                for keys in keys.chunks(page) {
-                    entries.extend(scans.read(keys, keys_only).await?);
-                }
-                Ok(stream::iter(entries.into_iter().map(Ok)))
-            }
-        });
-        entries.try_flatten().boxed()
+        let listing = Listing {
+            scans: self.clone(),
+            pages: self.pages(&scan.prefix, scan.page).boxed(),
+            keys: Vec::new().into_iter(),
+            chunk: Chunk::new(scan.page),
+            keys_only: scan.keys_only,
+        };
+        let entries = stream::try_unfold(listing, Listing::next);
+        entries.map_ok(|entries| stream::iter(entries.into_iter().map(Ok))).try_flatten().boxed()
     }
 
     /// The entries of these keys; those that are gone by now are left out.
@@ -140,6 +145,60 @@ impl Scans {
         let (scans, pattern) = (self.clone(), self.keyspace.pattern(prefix));
         let begin = async move { Walk::begin(scans, pattern, page.max(MIN_COUNT)).await };
         stream::once(begin).map_ok(|walk| stream::try_unfold(walk, Walk::next)).try_flatten()
+    }
+}
+
+/// Keys whose entries are read chunk by chunk: a page of the server may be longer than one that was asked for, and its
+/// values too large to be held at once.
+struct Listing {
+    scans: Scans,
+    pages: BoxStream<'static, Result<Vec<Bytes>>>,
+    keys: std::vec::IntoIter<Bytes>,
+    chunk: Chunk,
+    keys_only: bool,
+}
+
+impl Listing {
+    async fn next(mut self) -> Result<Option<(Vec<(Key, Entry)>, Self)>> {
+        while self.keys.as_slice().is_empty() {
+            match self.pages.try_next().await? {
+                Some(keys) => self.keys = keys.into_iter(),
+                None => return Ok(None),
+            }
+        }
+        let mut count = if self.keys_only { self.chunk.most } else { self.chunk.len };
+        if self.keys.len() <= count + count / 8 {
+            // The few keys by which a page is longer are worth no round trip of their own.
+            count = self.keys.len();
+        }
+        let keys: Vec<Bytes> = self.keys.by_ref().take(count).collect();
+        let entries = self.scans.read(&keys, self.keys_only).await?;
+        let bytes = entries.iter().map(|(_, entry)| entry.value.len()).sum();
+        self.chunk.learn(keys.len(), bytes);
+        Ok(Some((entries, self)))
+    }
+}
+
+/// How many entries are read at once: as many as have about [`CHUNK_BYTES`], judged by those that came before.
+#[derive(Debug)]
+struct Chunk {
+    len: usize,
+    most: usize,
+    /// What came, the last counting most.
+    entries: usize,
+    bytes: usize,
+}
+
+impl Chunk {
+    fn new(most: usize) -> Self {
+        Self { len: most.min(FIRST_CHUNK), most, entries: 0, bytes: 0 }
+    }
+
+    fn learn(&mut self, entries: usize, bytes: usize) {
+        self.entries = self.entries / 2 + entries;
+        self.bytes = self.bytes / 2 + bytes;
+        let fitting = CHUNK_BYTES.saturating_mul(self.entries) / self.bytes.max(1);
+        self.len = fitting.clamp(1, self.len.saturating_mul(MAX_GROWTH).min(self.most));
     }
 }
 
@@ -222,5 +281,47 @@ impl Walk {
         let message = "slots of the Cluster moved to other nodes during the scan, so some keys may not have \
                        come; scan again";
         Err(Error::new(ErrorKind::Unavailable, message).with_retry(Retry::Safe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 512;
+
+    /// How long the chunks are while values of this size come.
+    fn lens(chunk: &mut Chunk, size: usize, count: usize) -> Vec<usize> {
+        let next = |_| {
+            let len = chunk.len;
+            chunk.learn(len, len * size);
+            len
+        };
+        (0..count).map(next).collect()
+    }
+
+    #[test]
+    fn small_values_are_soon_read_a_page_at_once() {
+        for size in [0, 1, 100, 8 << 10] {
+            assert_eq!(lens(&mut Chunk::new(PAGE), size, 4), [8, 64, PAGE, PAGE], "{size}");
+        }
+        assert_eq!(lens(&mut Chunk::new(5), 1, 2), [5, 5]);
+    }
+
+    #[test]
+    fn of_large_values_so_many_are_read_as_are_four_mebibytes() {
+        assert_eq!(lens(&mut Chunk::new(PAGE), 1 << 20, 3), [8, 4, 4]);
+        assert_eq!(lens(&mut Chunk::new(PAGE), 64 << 20, 3), [8, 1, 1]);
+        assert_eq!(lens(&mut Chunk::new(PAGE), 64 << 10, 3), [8, 64, 64]);
+    }
+
+    #[test]
+    fn a_chunk_follows_the_size_of_what_comes() {
+        let mut chunk = Chunk::new(PAGE);
+        lens(&mut chunk, 10, 10);
+        let shrinking = lens(&mut chunk, 1 << 20, 4);
+        assert!(shrinking.is_sorted_by(|a, b| a >= b) && shrinking[1] < 10, "{shrinking:?}");
+        let growing = lens(&mut chunk, 10, 20);
+        assert!(growing.is_sorted() && growing[19] == PAGE, "{growing:?}");
     }
 }

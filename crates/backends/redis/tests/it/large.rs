@@ -1,4 +1,4 @@
-//! A million keys.
+//! A million keys, and values of a mebibyte.
 
 use std::{
     sync::{
@@ -16,12 +16,13 @@ use crate::common::config;
 
 const KEYS: usize = 1_000_000;
 
+const PATIENCE: Duration = Duration::from_secs(30);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_keys_are_listed_once_each_and_cleared_while_others_write() {
     let redis = Redis::builder().config("enable-debug-command yes").start();
     redis.cli(&["DEBUG", "POPULATE", &KEYS.to_string(), "many", "100"]);
-    let second = Duration::from_secs(30);
-    let config = config(&redis.url()).timeouts(second, second, second);
+    let config = config(&redis.url()).timeouts(PATIENCE, PATIENCE, PATIENCE);
     let store = commonhold_core::Store::new(commonhold_redis::RedisBackend::open(config).await.unwrap());
     let over = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn({
@@ -58,4 +59,22 @@ async fn a_million_keys_are_listed_once_each_and_cleared_while_others_write() {
     assert!(store.clear("many:").await.unwrap() >= KEYS as u64);
     assert_eq!(store.count("many:").await.unwrap(), 0);
     assert_eq!(store.count("").await.unwrap(), rounds, "what others wrote is there");
+}
+
+#[tokio::test]
+async fn large_values_are_not_scanned_in_one_reply() {
+    // It closes a connection on which more than this waits to be sent.
+    let redis = Redis::builder().config("client-output-buffer-limit normal 32mb 0 0").start();
+    let config = config(&redis.url()).timeouts(PATIENCE, PATIENCE, PATIENCE);
+    let store = commonhold_core::Store::new(commonhold_redis::RedisBackend::open(config).await.unwrap());
+    for i in 0..100 {
+        store.put(format!("large{i}"), vec![b'v'; 1 << 20]).await.unwrap();
+    }
+    let mut entries = store.scan(Scan::prefix(Prefix::new("large").unwrap()));
+    let mut count = 0;
+    while let Some((_, entry)) = entries.try_next().await.unwrap() {
+        assert_eq!(entry.value.len(), 1 << 20);
+        count += 1;
+    }
+    assert_eq!(count, 100);
 }
