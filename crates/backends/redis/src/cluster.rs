@@ -266,10 +266,13 @@ impl Cluster {
         self.follow(self.primary(slot(key)).await?, false, request).await
     }
 
-    /// Sends a read to a replica, and to the primary if that replica is gone.
+    /// Sends a read to a replica, and to the primary if that replica is gone, slow or not ready.
     pub(crate) async fn read(&self, key: &[u8], request: &Request) -> Result<Value> {
-        match self.follow(self.reader(slot(key)).await?, false, request).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => self.send(key, request).await,
+        let read = self.follow(self.reader(slot(key)).await?, false, request).await;
+        match read.and_then(checked) {
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                self.send(key, request).await
+            }
             read => read,
         }
     }
@@ -295,8 +298,8 @@ impl Cluster {
         Err(Error::new(ErrorKind::Unavailable, message).with_retry(Retry::Safe))
     }
 
-    /// Sends commands to the nodes that hold their keys, in pieces of so many, to all nodes at once, and returns
-    /// the replies in order. Commands on one key are carried out in their order.
+    /// Sends commands to the nodes that hold their keys, in pieces of so many at most, to all nodes at once, and
+    /// returns the replies in order. Writes to one key are carried out in their order.
     pub(crate) async fn send_all(
         &self,
         access: Access,
@@ -316,7 +319,7 @@ impl Cluster {
         let pieces = by_node.into_iter().map(|(server, mut requests)| async move {
             let mut replies = Vec::with_capacity(requests.len());
             while !requests.is_empty() {
-                let rest = requests.split_off(requests.len().min(piece));
+                let rest = requests.split_off(piece_len(access, &requests, piece));
                 replies.extend(self.send_piece(access, server.as_ref(), requests).await);
                 requests = rest;
             }
@@ -351,7 +354,6 @@ impl Cluster {
         };
         let mut replies = Vec::with_capacity(places.len());
         let mut first = first.into_iter();
-        // One after the other: of two writes to one key the later must stay the later.
         for ((index, key), request) in places.into_iter().zip(&requests) {
             let reply = match first.next() {
                 None => self.send(&key, request).await,
@@ -369,6 +371,15 @@ impl Cluster {
         }
         replies
     }
+}
+
+/// How many of these requests go in one piece. A key is written to once in each: the node may redirect the first of two
+/// writes and carry out the second, as its slot comes and goes, and the first would then be carried out last.
+fn piece_len(access: Access, requests: &[(usize, Bytes, Request)], most: usize) -> usize {
+    let mut written = HashSet::new();
+    let again =
+        |(_, key, _): &(usize, Bytes, Request)| access == Access::Write && !written.insert(key.clone());
+    requests.iter().take(most).position(again).unwrap_or(requests.len().min(most))
 }
 
 /// Makes connections on which a replica answers reads.
@@ -412,5 +423,32 @@ fn named(error: &ServerError) -> Option<Endpoint> {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster").field("seeds", &self.0.seeds).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_written_to_once_in_a_piece() {
+        let requests: Vec<_> = ["a", "b", "a", "a", "c", "d"]
+            .into_iter()
+            .enumerate()
+            .map(|(index, key)| (index, Bytes::from(key), Request::new(Access::Write, command("SET"))))
+            .collect();
+        let lens = |access, most| {
+            let (mut rest, mut lens) = (&requests[..], Vec::new());
+            while !rest.is_empty() {
+                let len = piece_len(access, rest, most);
+                lens.push(len);
+                rest = &rest[len..];
+            }
+            lens
+        };
+        assert_eq!(lens(Access::Write, 500), [2, 1, 3]);
+        assert_eq!(lens(Access::Write, 2), [2, 1, 2, 1]);
+        assert_eq!(lens(Access::Read, 500), [6]);
+        assert_eq!(lens(Access::Read, 4), [4, 2]);
     }
 }

@@ -20,8 +20,8 @@ use crate::{
 /// The longest value that travels together with others.
 const MAX_GATHERED_BYTES: usize = 16 * 1024;
 
-/// The most writes of a batch with conditions: Redis takes no command of more than a million arguments.
-const MAX_CONDITIONAL_BATCH: usize = 100_000;
+/// The most writes that become one command: Redis takes none of more than a million arguments.
+const MAX_IN_ONE_COMMAND: usize = 100_000;
 
 /// Writes to the servers of a store.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ pub(crate) struct Writes {
     put_if_equal: Script,
     delete_if_equal: Script,
     batch: Script,
+    delete: Script,
     /// Where all keys lie together, concurrent unconditional writes travel together.
     gathered: Option<Lanes<Plain, Applied>>,
 }
@@ -84,6 +85,7 @@ impl Writes {
             put_if_equal: Script::new(include_str!("scripts/put_if_equal.lua")),
             delete_if_equal: Script::new(include_str!("scripts/delete_if_equal.lua")),
             batch: Script::new(include_str!("scripts/batch.lua")),
+            delete: Script::new(include_str!("scripts/delete.lua")),
             gathered,
         }
     }
@@ -151,17 +153,25 @@ impl Writes {
 
     async fn unconditional(&self, batch: &[Write]) -> Result<Vec<Applied>> {
         let mut mset = command("MSET");
-        let only_puts = batch.iter().all(|write| match write {
-            Write::Put { key, value, options: PutOptions { expiry: Expiry::Never, .. } } => {
-                mset.arg(&self.keyspace.full(key)[..]).arg(&value[..]);
-                true
-            }
-            _ => false,
-        });
+        let fits = batch.len() <= MAX_IN_ONE_COMMAND;
+        let only_puts = fits
+            && batch.iter().all(|write| match write {
+                Write::Put { key, value, options: PutOptions { expiry: Expiry::Never, .. } } => {
+                    mset.arg(&self.keyspace.full(key)[..]).arg(&value[..]);
+                    true
+                }
+                _ => false,
+            });
+        let first = batch.first().map(|write| self.keyspace.full(write.key())).unwrap_or_default();
         if only_puts {
-            let key = batch.first().map(|write| self.keyspace.full(write.key())).unwrap_or_default();
-            self.servers.send(&key, &Request::new(Access::Write, mset)).await?;
+            self.servers.send(&first, &Request::new(Access::Write, mset)).await?;
             return Ok(vec![Applied::Yes; batch.len()]);
+        }
+        if fits && batch.iter().all(|write| matches!(write, Write::Delete { .. })) {
+            let keys: Vec<Bytes> = batch.iter().map(|write| self.keyspace.full(write.key())).collect();
+            let request = self.delete.call(Access::Write, keys.iter());
+            let replies = array(self.servers.send(&first, &request).await?)?;
+            return replies.into_iter().map(applied).collect();
         }
         let commands: Vec<Cmd> = batch.iter().map(|write| self.command(write)).collect();
         let replies = self.servers.send_atomically(&commands).await?;
@@ -180,8 +190,8 @@ impl Writes {
     }
 
     async fn conditional(&self, batch: &[Write]) -> Result<Vec<Applied>> {
-        if batch.len() > MAX_CONDITIONAL_BATCH {
-            let message = format!("a batch with conditions has at most {MAX_CONDITIONAL_BATCH} writes");
+        if batch.len() > MAX_IN_ONE_COMMAND {
+            let message = format!("a batch with conditions has at most {MAX_IN_ONE_COMMAND} writes");
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let keys: Vec<Bytes> = batch.iter().map(|write| self.keyspace.full(write.key())).collect();

@@ -82,12 +82,15 @@ async fn keys_of_a_slot_that_is_on_the_move_are_found_on_both_sides() {
         assert_eq!(tagged.increment(format!("n{i}"), 1).await.unwrap(), 1);
         store.put(format!("{{one}}:k{i}"), "w").await.unwrap();
     }
+    // What is not there is asked for on the other side, which does not know the script yet.
+    assert_eq!(tagged.batch_delete(["none"]).await.unwrap(), 0);
     while cluster.move_keys(slot, target) > 0 {}
     cluster.finish_move(slot, target);
+    assert_eq!(tagged.batch_delete(["n0", "n1", "n2"]).await.unwrap(), 3);
     let all: Vec<Key> = (0..150).map(|i| Key::new(format!("k{i}")).unwrap()).collect();
     assert!(tagged.batch_get(&all).await.unwrap().iter().all(|value| value.as_deref() == Some(b"w")));
     tagged.transaction(|tx| async move { tx.put("k0", "x").await }).await.unwrap();
-    assert_eq!(tagged.count("").await.unwrap(), 300);
+    assert_eq!(tagged.count("").await.unwrap(), 297);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,6 +174,48 @@ async fn a_watch_hears_every_primary_and_goes_on_after_a_failover() {
     tokio::time::timeout(patience, again).await.expect("the watch goes on");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_learns_of_a_failover_while_the_other_shards_are_never_quiet() {
+    let cluster = RedisCluster::start();
+    let store = open(&cluster.url(), "").await.unwrap();
+    // Another store writes: what fails there does not tell the one that watches.
+    let other = open(&cluster.url(), "").await.unwrap();
+    let mut changes = store.watch("").await.unwrap();
+    let old = cluster.primary_of(cluster.slot("k0"));
+    let elsewhere = |key: &Key| cluster.primary_of(cluster.slot(&key.to_string())).port() != old.port();
+    let busy = keys(100).into_iter().find(elsewhere).unwrap();
+    let writer = tokio::spawn({
+        let (other, busy) = (other.clone(), busy.clone());
+        async move {
+            loop {
+                let _ = other.put(&busy, "v").await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    old.kill();
+    let patience = Duration::from_secs(30);
+    let missed = async {
+        let mut heard = 0;
+        loop {
+            match changes.next().await.unwrap().unwrap() {
+                Change::Missed => break heard,
+                _ => heard += 1,
+            }
+        }
+    };
+    let heard = tokio::time::timeout(patience, missed).await.expect("the watch says that it missed changes");
+    assert!(heard > 0, "the other shard was quiet");
+    eventually(patience, "the key can be written", async || other.put("k0", "again").await.is_ok()).await;
+    let again = async {
+        while changes.next().await.unwrap().unwrap() != Change::Put(Key::new("k0").unwrap()) {
+            let _ = other.put("k0", "again").await;
+        }
+    };
+    tokio::time::timeout(patience, again).await.expect("the watch goes on");
+    writer.abort();
+}
+
 #[tokio::test]
 async fn replicas_of_a_cluster_answer_gets_if_asked_to_and_primaries_if_they_are_gone() {
     let cluster = RedisCluster::start();
@@ -193,6 +238,11 @@ async fn replicas_of_a_cluster_answer_gets_if_asked_to_and_primaries_if_they_are
     }
     assert_eq!(hits(&cluster.nodes[..3]), before, "the primaries were asked");
 
+    for replica in &cluster.nodes[3..] {
+        replica.pause();
+    }
+    let key = &keys(1)[0];
+    assert!(store.get(key).await.unwrap().is_some(), "the primary answers where the replica is too slow");
     for replica in &cluster.nodes[3..] {
         replica.kill();
     }

@@ -186,7 +186,8 @@ async fn a_full_server_refuses_writes_and_lets_read_and_delete() {
     assert_eq!(store.get("k0").await.unwrap().unwrap().len(), 1 << 20);
     assert!(store.health_check().await.unwrap().warnings.iter().any(|warning| warning.contains("full")));
     assert_eq!(store.count("").await.unwrap(), written);
-    assert_eq!(store.clear("k").await.unwrap(), written);
+    assert_eq!(store.batch_delete(["k1", "k2", "nothing"]).await.unwrap(), 2);
+    assert_eq!(store.clear("k").await.unwrap(), written - 2);
     works(&store).await;
 }
 
@@ -292,6 +293,9 @@ async fn scripts_that_the_server_has_forgotten_are_loaded_again() {
         assert!(store.get_entry("n").await.unwrap().is_some());
         redis.cli(&["SCRIPT", "FLUSH"]);
         assert!(store.compare_and_swap("n", Some(sum.to_string()), sum.to_string()).await.unwrap());
+        store.batch_put([("a", "1"), ("b", "2")]).await.unwrap();
+        redis.cli(&["SCRIPT", "FLUSH"]);
+        assert_eq!(store.batch_delete(["a", "b", "c", "a"]).await.unwrap(), 2);
     }
 }
 
