@@ -3,9 +3,9 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -26,6 +26,9 @@ use crate::{
 
 /// How many requests wait in a connection before their callers do.
 const QUEUE_LEN: usize = 1024;
+
+/// How often who uses a connection checks that its server is still what it was.
+const CHECK_INTERVAL_SECS: u64 = 1;
 
 /// What connections are made with.
 #[derive(Clone)]
@@ -65,6 +68,9 @@ pub(crate) struct Connection {
 struct Task {
     handle: JoinHandle<()>,
     broken: AtomicBool,
+    made: Instant,
+    /// When the next check of the server is due, in seconds after the connection was made.
+    check_due: AtomicU64,
 }
 
 impl Drop for Task {
@@ -118,11 +124,12 @@ impl Dialer {
             .set_db(self.database.into())
             .set_protocol(protocol)
             .set_lib_name("commonhold", env!("CARGO_PKG_VERSION"));
+        if let Some(user) = &self.login.user {
+            // One without a password logs in with any.
+            info = info.set_username(user).set_password("");
+        }
         if let Some(password) = &self.login.password {
             info = info.set_password(password.expose_secret());
-            if let Some(user) = &self.login.user {
-                info = info.set_username(user);
-            }
         }
         let mut config =
             AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(QUEUE_LEN);
@@ -137,7 +144,12 @@ impl Dialer {
         let (multiplexed, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
             .await
             .map_err(|error| refused(server, error))?;
-        let task = Arc::new(Task { handle: tokio::spawn(driver), broken: AtomicBool::new(false) });
+        let task = Arc::new(Task {
+            handle: tokio::spawn(driver),
+            broken: AtomicBool::new(false),
+            made: Instant::now(),
+            check_due: AtomicU64::new(CHECK_INTERVAL_SECS),
+        });
         let (read_timeout, write_timeout) = (self.read_timeout, self.write_timeout);
         Ok(Connection { multiplexed, task, read_timeout, write_timeout })
     }
@@ -183,6 +195,14 @@ impl Connection {
     /// Says that it is not to be used any more; who waits for a reply goes on waiting.
     pub(crate) fn give_up(&self) {
         self.task.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is time to check again what the server is. Says so once each time, to one of those who ask.
+    pub(crate) fn is_check_due(&self) -> bool {
+        let (now, check_due) = (self.task.made.elapsed().as_secs(), &self.task.check_due);
+        let due = check_due.load(Ordering::Relaxed);
+        let next = now + CHECK_INTERVAL_SECS;
+        now >= due && check_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether these are the same connection.

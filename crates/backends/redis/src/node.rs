@@ -13,6 +13,7 @@ use crate::{
     driver::{Cmd, Connection, OnPush, Pipeline, Value, array, command, digest},
     error::{Access, unexpected},
     flight::Flight,
+    primary::{Role, role},
 };
 
 /// Makes a connection to wherever the server is now.
@@ -23,6 +24,8 @@ pub(crate) struct Node {
     dial: Dial,
     current: Arc<Mutex<Option<Connection>>>,
     dialing: Flight<Connection>,
+    /// Whether another server may become the one that is meant.
+    moves: bool,
 }
 
 /// A Lua script and the digest that servers know it by.
@@ -71,7 +74,12 @@ impl Request {
 
 impl Node {
     pub(crate) fn new(dial: Dial) -> Self {
-        Self { dial, current: Arc::default(), dialing: Flight::default() }
+        Self { dial, current: Arc::default(), dialing: Flight::default(), moves: false }
+    }
+
+    /// The primary, which may become another server: `dial` finds it.
+    pub(crate) fn primary(dial: Dial) -> Self {
+        Self { moves: true, ..Self::new(dial) }
     }
 
     /// The shared connection. All who find it lost wait for the same new one.
@@ -79,8 +87,11 @@ impl Node {
     /// # Errors
     /// Why there is none; nothing was sent then.
     pub(crate) async fn connection(&self) -> Result<Connection> {
-        if let Some(connection) = self.current().as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        let current = self.current().clone().filter(|connection| !connection.is_closed());
+        if let Some(connection) = current
+            && self.is_current(&connection).await
+        {
+            return Ok(connection);
         }
         let (dial, current) = (Arc::clone(&self.dial), Arc::clone(&self.current));
         self.dialing
@@ -90,6 +101,18 @@ impl Node {
                 Ok(connection)
             })
             .await
+    }
+
+    /// Whether the server at the other end is still the one that is meant, as far as a check now and then says. Who
+    /// only reads would not notice: a primary that was demoted goes on answering.
+    pub(crate) async fn is_current(&self, connection: &Connection) -> bool {
+        if !self.moves || !connection.is_check_due() {
+            return true;
+        }
+        if role(connection).await.is_ok_and(|role| role != Role::Primary.name()) {
+            self.give_up(connection);
+        }
+        !connection.is_closed()
     }
 
     /// A connection of its own, for a transaction or for messages.

@@ -57,6 +57,7 @@ impl Pool {
             let idle = self.idle().pop();
             match idle {
                 Some(connection) if connection.is_closed() => {}
+                Some(connection) if !self.servers.is_current(&connection).await => {}
                 Some(connection) => break connection,
                 None => break self.servers.dial_home().await?,
             }

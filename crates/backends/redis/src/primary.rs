@@ -63,7 +63,8 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    /// As ROLE says it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Primary => "master",
             Self::Replica => "slave",
@@ -86,6 +87,10 @@ async fn first(
                 Some(_) => return dialer.dial(server, on_push).await,
                 None => return Ok(connection),
             },
+            Ok((_, found)) if found == "sentinel" => {
+                let message = format!("{server} is a Sentinel; its URL is redis+sentinel://{server}/SERVICE");
+                return Err(Error::new(ErrorKind::InvalidConfig, message));
+            }
             Ok((connection, _)) => {
                 let message = format!("{server} is not the primary");
                 failed.get_or_insert_with(|| {
@@ -107,9 +112,15 @@ async fn first(
 
 async fn role_of(dialer: &Dialer, server: &Endpoint) -> Result<(Connection, String)> {
     let connection = dialer.dial(server, None).await?;
+    let role = role(&connection).await?;
+    Ok((connection, role))
+}
+
+/// What the server says that it is.
+pub(crate) async fn role(connection: &Connection) -> Result<String> {
     let reply = array(connection.command(Access::Read, &command("ROLE")).await?)?;
     let role = reply.into_iter().next().map(bytes).transpose()?.flatten().unwrap_or_default();
-    Ok((connection, String::from_utf8_lossy(&role).into_owned()))
+    Ok(String::from_utf8_lossy(&role).into_owned())
 }
 
 /// Asks the Sentinels, one after the other until one knows.

@@ -30,8 +30,9 @@ impl Servers {
     /// `InvalidConfig` if a file with certificates cannot be used.
     pub(crate) fn new(config: &RedisConfig) -> Result<Self> {
         let dialer = dialer(config, &config.login, config.database, false)?;
-        let one = |dial: &dyn Fn(Role) -> crate::node::Dial| {
-            let primary = Arc::new(Node::new(dial(Role::Primary)));
+        let one = |moves, dial: &dyn Fn(Role) -> crate::node::Dial| {
+            let primary = dial(Role::Primary);
+            let primary = Arc::new(if moves { Node::primary(primary) } else { Node::new(primary) });
             let reader = match config.read_from {
                 ReadFrom::Primary => Arc::clone(&primary),
                 ReadFrom::Replica => Arc::new(Node::new(dial(Role::Replica))),
@@ -40,7 +41,7 @@ impl Servers {
         };
         Ok(match &config.servers {
             config::Servers::Standalone(servers) => {
-                one(&|role| among(Arc::clone(&dialer), servers.clone(), role))
+                one(servers.len() > 1, &|role| among(Arc::clone(&dialer), servers.clone(), role))
             }
             config::Servers::Sentinel { sentinels, service } => {
                 let mut asking = Dialer::clone(&*self::dialer(config, &config.sentinel_login, 0, true)?);
@@ -48,7 +49,7 @@ impl Servers {
                 asking.connect_timeout = asking.connect_timeout.min(Duration::from_secs(1));
                 asking.read_timeout = asking.read_timeout.min(Duration::from_secs(1));
                 let asking = Arc::new(asking);
-                one(&|role| {
+                one(true, &|role| {
                     let (dialer, asking) = (Arc::clone(&dialer), Arc::clone(&asking));
                     by_sentinels(dialer, asking, sentinels.clone(), service.clone(), role)
                 })
@@ -118,6 +119,16 @@ impl Servers {
                 "the keys are spread over the nodes of the Cluster; a prefix with a hash tag, as {app}:, would \
                  keep them together",
             )),
+        }
+    }
+
+    /// Whether the server at the other end of this connection still is [`home`](Self::home), as far as is known
+    /// without its being used.
+    pub(crate) async fn is_current(&self, connection: &Connection) -> bool {
+        match self {
+            Self::One { primary, .. } => primary.is_current(connection).await,
+            // One that has lost the slot says so to whoever asks for a key.
+            Self::Cluster { .. } => true,
         }
     }
 
