@@ -1,14 +1,14 @@
 //! Messages and changes from one server: one connection for all who listen, made anew when it is lost.
 
 use std::{
-    collections::HashMap,
-    fmt,
+    collections::{HashMap, HashSet},
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
-use commonhold_core::Result;
+use commonhold_core::{Error, Result};
 use futures_util::{StreamExt as _, stream, stream::BoxStream};
 use tokio::{
     sync::{Notify, broadcast, broadcast::error::RecvError},
@@ -27,7 +27,8 @@ const QUEUE_LEN: usize = 4096;
 /// How long to wait before the connection is tried again, at first and at most.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// How often an idle connection is checked, and what nobody listens to any more is unsubscribed from.
+/// How often the connection, its server's role and what that notifies of are checked, and what nobody listens to any
+/// more is unsubscribed from.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is listened to.
@@ -63,6 +64,9 @@ struct Inner {
 #[derive(Default)]
 struct Link {
     connection: Option<Connection>,
+    /// What the server would not let us subscribe to when the connection was made anew. It is tried again: the others
+    /// go on.
+    refused: HashSet<Topic>,
     /// The task that watches over the connection.
     keeper: Option<JoinHandle<()>>,
 }
@@ -76,12 +80,17 @@ impl Listener {
     /// What is heard from now on.
     pub(crate) async fn listen(&self, topic: Topic) -> Result<BoxStream<'static, Heard>> {
         let inner = &self.0;
-        let mut link = inner.link.lock().await;
+        let mut locked = inner.link.lock().await;
+        let link = &mut *locked;
         let (mut receiver, is_new) = inner.receiver(&topic);
+        let mut refusal = None;
         let live = link.connection.as_ref().filter(|connection| !connection.is_closed());
         match live {
-            Some(connection) if is_new => {
+            Some(connection) if is_new || link.refused.contains(&topic) => {
                 subscribe(connection, &topic).await.inspect_err(|_| inner.lost.notify_one())?;
+                if link.refused.remove(&topic) {
+                    inner.tell_those(|other| *other == topic);
+                }
             }
             Some(connection) => {
                 // What was sent before this call is on its way to those who listen already. It is there before
@@ -92,7 +101,7 @@ impl Listener {
             }
             None => {
                 let was_connected = link.connection.take().is_some();
-                link.connection = Some(inner.connect().await?);
+                refusal = inner.connect(link).await?.remove(&topic);
                 if was_connected {
                     inner.tell_missed();
                 }
@@ -101,8 +110,11 @@ impl Listener {
         if link.keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             link.keeper = Some(tokio::spawn(keep(Arc::downgrade(inner), Arc::clone(&inner.lost))));
         }
-        drop(link);
-        Ok(heard(receiver, self.clone()))
+        drop(locked);
+        match refusal {
+            Some(error) => Err(error),
+            None => Ok(heard(receiver, self.clone())),
+        }
     }
 }
 
@@ -128,8 +140,8 @@ impl Inner {
         (sender.subscribe(), is_new)
     }
 
-    /// Connects, and subscribes to all that is listened to.
-    async fn connect(self: &Arc<Self>) -> Result<Connection> {
+    /// Connects, and subscribes to all that is listened to. What the server refuses comes back; the rest is heard.
+    async fn connect(self: &Arc<Self>, link: &mut Link) -> Result<HashMap<Topic, Error>> {
         let hearing = Arc::downgrade(self);
         let on_push = move |push| {
             if let Some(inner) = hearing.upgrade() {
@@ -142,10 +154,31 @@ impl Inner {
             topics.retain(|_, sender| sender.receiver_count() > 0);
             topics.keys().cloned().collect()
         };
+        let mut refused = HashMap::new();
         for topic in topics {
-            subscribe(&connection, &topic).await?;
+            match subscribe(&connection, &topic).await {
+                Ok(()) => {}
+                Err(error) if connection.is_closed() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "Redis lets nobody listen to one of the topics");
+                    refused.insert(topic, error);
+                }
+            }
         }
-        Ok(connection)
+        link.refused = refused.keys().cloned().collect();
+        link.connection = Some(connection);
+        Ok(refused)
+    }
+
+    /// Tries again to subscribe to what was refused.
+    async fn subscribe_to_refused(&self, connection: &Connection, refused: &mut HashSet<Topic>) {
+        refused.retain(|topic| self.topics().contains_key(topic));
+        for topic in refused.clone() {
+            if subscribe(connection, &topic).await.is_ok() {
+                refused.remove(&topic);
+                self.tell_those(|other| *other == topic);
+            }
+        }
     }
 
     // Called by the connection, which it must not block.
@@ -166,8 +199,32 @@ impl Inner {
     }
 
     fn tell_missed(&self) {
-        for sender in self.topics().values() {
+        self.tell_those(|_| true);
+    }
+
+    fn tell_those(&self, missed: impl Fn(&Topic) -> bool) {
+        for (_, sender) in self.topics().iter().filter(|(topic, _)| missed(topic)) {
             let _unheard = sender.send(Heard::Missed);
+        }
+    }
+
+    /// Sees to it that the server still notifies of changes, if anybody listens to them. Somebody else may have
+    /// changed its setting.
+    async fn see_to_notifications(&self, connection: &Connection, switched_off: &mut bool) {
+        let is_change = |topic: &Topic| matches!(topic, Topic::Changes(_));
+        if !self.topics().keys().any(is_change) {
+            return;
+        }
+        match switch_notifications_on(connection).await {
+            Ok(was_on) => {
+                if mem::take(switched_off) || !was_on {
+                    self.tell_those(is_change);
+                }
+            }
+            Err(error) if mem::replace(switched_off, true) => {
+                tracing::debug!(%error, "changes are not heard of")
+            }
+            Err(error) => tracing::warn!(%error, "changes are not heard of"),
         }
     }
 
@@ -195,14 +252,18 @@ impl Inner {
 /// Watches over the connection until nobody listens any more: checks it, and makes it anew when it is lost.
 async fn keep(inner: Weak<Inner>, lost: Arc<Notify>) {
     let (mut wait, mut delay) = (CHECK_INTERVAL, RETRY_DELAYS.0);
+    let mut switched_off = false;
     loop {
         let _ = tokio::time::timeout(wait, lost.notified()).await;
         let Some(inner) = inner.upgrade() else { return };
         let mut link = inner.link.lock().await;
-        let live = match &link.connection {
-            Some(connection) if !connection.is_closed() => {
+        let live = match &mut *link {
+            Link { connection: Some(connection), refused, .. } if !connection.is_closed() => {
                 inner.drop_unheard(connection).await;
+                inner.subscribe_to_refused(connection, refused).await;
+                inner.see_to_notifications(connection, &mut switched_off).await;
                 connection.command(Access::Read, &command("PING")).await.is_ok()
+                    && inner.node.is_current(connection).await
             }
             _ => false,
         };
@@ -213,11 +274,11 @@ async fn keep(inner: Weak<Inner>, lost: Arc<Notify>) {
         }
         if !live {
             link.connection = None;
-            match inner.connect().await {
-                Ok(connection) => {
-                    link.connection = Some(connection);
+            match inner.connect(&mut link).await {
+                Ok(_) => {
                     // Only now: who reads anew when told so must not miss what comes after.
                     inner.tell_missed();
+                    switched_off = false;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "not connected to listen to Redis");
@@ -249,8 +310,9 @@ async fn subscribe(connection: &Connection, topic: &Topic) -> Result<()> {
     connection.subscribe(name, pattern).await
 }
 
-/// Sees to it that the server notifies of changes to keys. A server that was started anew has forgotten it.
-async fn switch_notifications_on(connection: &Connection) -> Result<()> {
+/// Sees to it that the server notifies of changes to keys, and says whether it did already. A server that was started
+/// anew has forgotten it.
+async fn switch_notifications_on(connection: &Connection) -> Result<bool> {
     const SETTING: &str = "notify-keyspace-events";
     let advice = |error: &dyn fmt::Display| {
         unsupported(format!(
@@ -269,12 +331,12 @@ async fn switch_notifications_on(connection: &Connection) -> Result<()> {
     let has = |flag: u8| current.contains(&flag) || (flag != b'K' && current.contains(&b'A'));
     let missing: Vec<u8> = b"Kg$".iter().copied().filter(|flag| !has(*flag)).collect();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let mut set = command("CONFIG");
     set.arg("SET").arg(SETTING).arg([&current[..], &missing].concat());
     let reply = checked(connection.command(Access::Read, &set).await?);
-    reply.map(drop).map_err(|error| advice(&error))
+    reply.map(|_| false).map_err(|error| advice(&error))
 }
 
 impl fmt::Debug for Listener {

@@ -12,7 +12,10 @@ use futures_util::{
     StreamExt as _,
     stream::{self, BoxStream, SelectAll},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior},
+};
 
 use crate::{
     cluster::Cluster,
@@ -98,7 +101,9 @@ impl Watches {
         let mut layout = cluster.changes();
         layout.mark_unchanged();
         let heard = listen(&cluster, &listeners, &topic, place).await?;
-        let state = Listening { cluster, listeners, topic, place, layout, heard };
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK_INTERVAL, LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let state = Listening { cluster, listeners, topic, place, layout, look, heard };
         Ok(stream::unfold(state, Listening::next).boxed())
     }
 }
@@ -144,6 +149,8 @@ struct Listening {
     topic: Topic,
     place: Place,
     layout: watch::Receiver<u64>,
+    /// When to look for new primaries, however much is heard of the others.
+    look: Interval,
     heard: SelectAll<BoxStream<'static, Heard>>,
 }
 
@@ -165,19 +172,21 @@ impl Listening {
                         }
                     }
                 }
-                () = tokio::time::sleep(LOOK_INTERVAL) => {
-                    let _ = self.cluster.look().await;
-                }
+                // Not waited for: events would pile up while a node that is gone is asked.
+                _ = self.look.tick() => self.cluster.look_soon(),
             }
         }
     }
 }
 
-/// What an event of the server says of a key; nothing if it is no change.
+/// What an event of the server says of a key; nothing if it is no change, or one of what is no value.
 fn change(key: Key, event: &[u8]) -> Option<Change> {
     match event {
         b"del" | b"rename_from" | b"move_from" => Some(Change::Deleted(key)),
-        b"expired" | b"evicted" | b"new" => None,
-        _ => Some(Change::Put(key)),
+        b"set" | b"setrange" | b"append" | b"incrby" | b"decrby" | b"incrbyfloat" | b"setbit" | b"pfadd"
+        | b"expire" | b"persist" | b"rename_to" | b"move_to" | b"copy_to" | b"restore" => {
+            Some(Change::Put(key))
+        }
+        _ => None,
     }
 }
