@@ -52,9 +52,8 @@ pub(crate) fn server_error(error: &ServerError) -> Error {
 fn meaning(code: &str, detail: &str) -> (ErrorKind, Retry, &'static str) {
     let says = |text: &str| detail.contains(text);
     match code {
-        "NOAUTH" | "WRONGPASS" => {
-            (ErrorKind::Unauthorized, Retry::Never, "; give the right user and password")
-        }
+        "NOAUTH" => (ErrorKind::Unauthorized, Retry::Never, "; the server wants a password: give one"),
+        "WRONGPASS" => (ErrorKind::Unauthorized, Retry::Never, "; give the right user and password"),
         "NOPERM" => (ErrorKind::Unauthorized, Retry::Never, "; give the user this right with ACL SETUSER"),
         "DENIED" => (ErrorKind::Unauthorized, Retry::Never, ""),
         "OOM" => {
@@ -62,7 +61,12 @@ fn meaning(code: &str, detail: &str) -> (ErrorKind, Retry, &'static str) {
         }
         "BUSY" => (ErrorKind::Overloaded, Retry::Safe, ""),
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY" | "NOREPLICAS" | "MISCONF"
-        | "MOVED" | "ASK" | "NOTREADY" => (ErrorKind::Unavailable, Retry::Safe, ""),
+        | "NOTREADY" => (ErrorKind::Unavailable, Retry::Safe, ""),
+        "MOVED" | "ASK" => (
+            ErrorKind::Unavailable,
+            Retry::Safe,
+            "; the key is on another node: the server is a member of a Cluster, whose URL is redis+cluster://",
+        ),
         "WRONGTYPE" => {
             (ErrorKind::Corrupt, Retry::Never, "; the key holds something that this store did not put")
         }
@@ -82,9 +86,20 @@ fn meaning(code: &str, detail: &str) -> (ErrorKind, Retry, &'static str) {
         _ if says("without any password configured") || says("invalid password") || says("AUTH failed") => {
             (ErrorKind::Unauthorized, Retry::Never, "; give the right user and password")
         }
-        _ if says("unknown command") || says("unknown subcommand") || says("Unknown subcommand") => {
-            (ErrorKind::Unsupported, Retry::Never, "; Redis 6 or later is needed, and the command allowed")
+        _ if says("cluster support disabled") => (
+            ErrorKind::InvalidConfig,
+            Retry::Never,
+            "; the server is no member of a Cluster: its URL is redis://",
+        ),
+        _ if says("unknown command") && says("SENTINEL") => {
+            (ErrorKind::InvalidConfig, Retry::Never, "; the server is no Sentinel: its URL is redis://")
         }
+        _ if says("unknown command") || says("unknown subcommand") || says("Unknown subcommand") => (
+            ErrorKind::Unsupported,
+            Retry::Never,
+            "; Redis 6 or later is needed, and the command allowed; if this is a Sentinel, its URL is \
+             redis+sentinel://",
+        ),
         _ if says("DB index is out of range") || says("SELECT is not allowed") => {
             (ErrorKind::InvalidConfig, Retry::Never, "; choose another database")
         }
@@ -152,6 +167,9 @@ mod tests {
             ("READONLY You can't write against a read only replica.", K::Unavailable, Safe),
             ("MISCONF Errors writing to the AOF file: No space left on device", K::Unavailable, Safe),
             ("WRONGTYPE Operation against a key holding the wrong kind of value", K::Corrupt, Never),
+            ("MOVED 3999 127.0.0.1:6381", K::Unavailable, Safe),
+            ("ERR This instance has cluster support disabled", K::InvalidConfig, Never),
+            ("ERR unknown command 'SENTINEL', with args beginning with: 'hunter2'", K::InvalidConfig, Never),
             ("CROSSSLOT Keys in request don't hash to the same slot", K::InvalidInput, Never),
             ("ERR Protocol error: invalid bulk length", K::TooLarge, Never),
             ("ERR max number of clients reached", K::Overloaded, Safe),

@@ -103,7 +103,9 @@ fn warnings(health: &mut Health, info: &Info) {
     }
     if most > 0 && used.saturating_mul(100) / most >= FULL_PERCENT {
         warn(format!(
-            "the server is nearly full: {used} of {most} bytes; raise maxmemory or delete something"
+            "the server is nearly full: {} of {}; raise maxmemory or delete something",
+            size(used),
+            size(most)
         ));
     }
     if info.get("aof_enabled") == "0" && info.number("rdb_last_save_time") <= started(info) {
@@ -123,6 +125,14 @@ fn warnings(health: &mut Health, info: &Info) {
     }
     if info.get("role") == "slave" {
         warn("the server is a replica: writes are refused; name the primary, or ask Sentinels".to_owned());
+    }
+}
+
+/// A number of bytes, to one digit: `0.5 MB`, `16.0 GB`.
+fn size(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
     }
 }
 

@@ -6,7 +6,7 @@ use commonhold_core::{Error, ErrorKind, Retry};
 use commonhold_redis::RedisConfig;
 use commonhold_testkit::{
     proxy::Proxy,
-    servers::{PASSWORD, Redis},
+    servers::{PASSWORD, Redis, RedisCluster, RedisSentinel},
 };
 
 use crate::common::{of, open, works};
@@ -38,6 +38,48 @@ async fn a_wrong_login_is_one_error_at_once() {
     }
     let store = open(&redis.url_at(proxy.port()), "").await.unwrap();
     works(&store).await;
+}
+
+#[tokio::test]
+async fn a_user_without_a_password_logs_in() {
+    let redis = Redis::start();
+    redis.cli(&["ACL", "SETUSER", "app", "on", "nopass", "~app:*", "&*", "+@all"]);
+    let store = open(&format!("redis://app@{}", redis.address()), "prefix=app:").await.unwrap();
+    works(&store).await;
+    assert!(redis.cli(&["CLIENT", "LIST"]).contains("user=app"));
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_password_is_said_to() {
+    let redis = Redis::start();
+    redis.cli(&["CONFIG", "SET", "requirepass", "secret-horse"]);
+    let error = open(&format!("redis://{}", redis.address()), "").await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::Unauthorized, Retry::Never), "{error}");
+    assert!(error.to_string().contains("wants a password"), "{error}");
+}
+
+#[tokio::test]
+async fn a_url_whose_scheme_is_for_others_is_told_the_right_one() {
+    let (cluster, sentinel, redis) = (RedisCluster::start(), RedisSentinel::start(), Redis::start());
+    let (member, sentinel) = (cluster.nodes[0].address(), sentinel.sentinels[0].address());
+    for (url, right) in [
+        (format!("redis://{member}"), "redis+cluster://"),
+        (format!("redis://{sentinel}"), "redis+sentinel://"),
+        (format!("redis://{sentinel},{}", redis.address()), "redis+sentinel://"),
+        (format!("redis+cluster://{}", redis.address()), "redis://"),
+        (format!("redis+cluster://{sentinel}"), "redis+sentinel://"),
+        (format!("redis+sentinel://{}/mymaster", redis.address()), "redis://"),
+    ] {
+        let failed = async {
+            let store = open(&url, "").await?;
+            for key in ["a", "b", "c", "d"] {
+                store.get(key).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        let error = failed.await.unwrap_err();
+        assert!(error.to_string().contains(right), "{url}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -111,6 +153,40 @@ async fn of_several_servers_the_primary_is_found_and_followed() {
 }
 
 #[tokio::test]
+async fn who_only_reads_leaves_a_server_that_is_no_longer_the_primary() {
+    let (first, second) = (Redis::start(), Redis::start());
+    second.follow(&first);
+    let url = format!("redis://{},{}", first.address(), second.address());
+    let store = open(&url, "").await.unwrap();
+    assert_eq!(store.get("k").await.unwrap(), None);
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    // It follows nobody who is there, and so goes on with what it has.
+    first.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    second.cli(&["SET", "k", "v"]);
+    commonhold_testkit::eventually(Duration::from_secs(30), "the primary is read from", async || {
+        store.get("k").await.is_ok_and(|value| value.is_some())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn transactions_leave_a_server_that_is_no_longer_the_primary() {
+    let (first, second) = (Redis::start(), Redis::start());
+    second.follow(&first);
+    let url = format!("redis://{},{}", first.address(), second.address());
+    let store = open(&url, "").await.unwrap();
+    let read = async || store.transaction(|tx| async move { tx.get("k").await }).await;
+    assert_eq!(read().await.unwrap(), None);
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    first.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    second.cli(&["SET", "k", "v"]);
+    commonhold_testkit::eventually(Duration::from_secs(30), "the primary is read from", async || {
+        read().await.is_ok_and(|value| value.is_some())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_database_is_chosen_by_its_number() {
     let redis = Redis::start();
     let store = open(&format!("{}/3", redis.url()), "").await.unwrap();
@@ -178,6 +254,14 @@ async fn health_tells_the_role_and_warns_of_what_loses_state() {
     let durable = Redis::builder().append_only().start();
     let store = open(&durable.url(), "").await.unwrap();
     assert_eq!(store.health_check().await.unwrap().warnings, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn health_warns_of_a_full_server_in_readable_sizes() {
+    let redis = Redis::builder().max_memory(500_000).start();
+    let store = open(&redis.url(), "").await.unwrap();
+    let warnings = store.health_check().await.unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains(" MB of 0.5 MB")), "{warnings:?}");
 }
 
 #[tokio::test]
