@@ -141,7 +141,8 @@ impl Connection {
         if let Some(statement) = cell.get() {
             return Ok(Some(statement));
         }
-        let prepare = || self.within(false, self.client.prepare_typed(&text.sql, &text.types));
+        // In a box, so that the calls that find it prepared stay small.
+        let prepare = || Box::pin(self.within(false, self.client.prepare_typed(&text.sql, &text.types)));
         cell.get_or_try_init(prepare).await.map(Some)
     }
 }

@@ -1,23 +1,23 @@
 //! Single reads and single puts that are made at the same time, as one statement.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use commonhold_core::{Condition, Entry, Gather, Key, Result};
+use foldhash::fast::RandomState;
 use tokio_postgres::types::ToSql;
 
-use crate::{error, lanes::Lanes, sql::Sql, values, write::Single};
+use crate::{
+    error,
+    lanes::Lanes,
+    sql::Sql,
+    values,
+    ways::{WAYS, Ways, pick},
+    write::Single,
+};
 
 /// How many travel together at most.
 const MAX: usize = 256;
-/// How many statements may be in flight: while the server works on one, the next is made up.
-pub(crate) const WAYS: usize = 2;
 
 /// A value that is put in any case.
 #[derive(Debug, Clone)]
@@ -73,8 +73,8 @@ pub(crate) struct Gathered {
     gets: [Gather<Key, Option<Entry>>; WAYS],
     /// Answers whether it was carried out: not if somebody holds a lock on one of the rows.
     puts: [Gather<PlainPut, bool>; WAYS],
-    /// How many calls there are.
-    calls: AtomicUsize,
+    reading: Ways,
+    writing: Ways,
 }
 
 impl Gathered {
@@ -88,46 +88,20 @@ impl Gathered {
                 let lanes = Arc::clone(lanes);
                 Gather::new(MAX, move |puts| put(Arc::clone(&lanes), way, puts))
             }),
-            calls: AtomicUsize::new(0),
+            reading: Ways::of_reads(),
+            writing: Ways::of_puts(),
         }
     }
 
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        let way = self.way(key);
+        let way = self.reading.choose(key);
         pick(&self.gets, way.number).call(key.clone()).await
     }
 
     pub(crate) async fn put(&self, put: PlainPut) -> Result<bool> {
-        let way = self.way(&put.key);
+        let way = self.writing.choose(&put.key);
         pick(&self.puts, way.number).call(put).await
     }
-
-    /// The first for one who is alone, whose connection stays warm; else by the key, so that a hot key's calls travel
-    /// together.
-    fn way(&self, key: &Key) -> Way<'_> {
-        let sum = |key: &Key| {
-            key.as_bytes().iter().fold(0, |sum: usize, &byte| sum.wrapping_add(usize::from(byte)))
-        };
-        let alone = self.calls.fetch_add(1, Ordering::Relaxed) == 0;
-        Way { number: if alone { 0 } else { sum(key) }, calls: &self.calls }
-    }
-}
-
-/// The way that a call goes, counted while it does.
-struct Way<'a> {
-    number: usize,
-    calls: &'a AtomicUsize,
-}
-
-impl Drop for Way<'_> {
-    fn drop(&mut self) {
-        self.calls.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One of the two, by an even or odd number.
-pub(crate) fn pick<T>([even, odd]: &[T; WAYS], number: usize) -> &T {
-    if number.is_multiple_of(2) { even } else { odd }
 }
 
 async fn get(lanes: Arc<Lanes>, way: usize, keys: Vec<Key>) -> Result<Vec<Result<Option<Entry>>>> {
@@ -147,8 +121,8 @@ pub(crate) fn bytes(keys: &[Key]) -> Vec<&[u8]> {
 }
 
 /// The entries in rows of [`Sql::GetMany`], by their keys.
-pub(crate) fn entries(rows: &[tokio_postgres::Row]) -> Result<HashMap<&[u8], Entry>> {
-    let mut found = HashMap::with_capacity(rows.len());
+pub(crate) fn entries(rows: &[tokio_postgres::Row]) -> Result<HashMap<&[u8], Entry, RandomState>> {
+    let mut found = HashMap::with_capacity_and_hasher(rows.len(), RandomState::default());
     for row in rows {
         if let Some(entry) = values::entry(row, 1)? {
             found.insert(values::column(row, 0)?, entry);
@@ -180,6 +154,9 @@ async fn put(lanes: Arc<Lanes>, way: usize, puts: Vec<PlainPut>) -> Result<Vec<R
 
 /// The last put of each key, in the order of keys: in this order everybody locks rows.
 pub(crate) fn last_of_each<'a>(puts: impl IntoIterator<Item = &'a PlainPut>) -> Vec<&'a PlainPut> {
-    let last: BTreeMap<&Key, &PlainPut> = puts.into_iter().map(|put| (&put.key, put)).collect();
-    last.into_values().collect()
+    let mut last: Vec<&PlainPut> = puts.into_iter().collect();
+    last.reverse();
+    last.sort_by(|one, other| one.key.cmp(&other.key));
+    last.dedup_by(|earlier, kept| earlier.key == kept.key);
+    last
 }

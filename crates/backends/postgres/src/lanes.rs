@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::{
     connect::{Connector, Use},
     connection::Connection,
-    gathered::{WAYS, pick},
+    ways::{WAYS, pick},
 };
 
 /// The shared connections. What breaks is made anew when it is asked for.

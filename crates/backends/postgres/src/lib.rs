@@ -101,6 +101,7 @@ mod tls;
 mod transact;
 mod values;
 mod watch;
+mod ways;
 mod write;
 
 pub use self::{

@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
-    hash::{BuildHasher as _, RandomState},
+    hash::BuildHasher as _,
     str::FromStr,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use commonhold_core::{Error, ErrorKind, Key, Result};
+use foldhash::fast::RandomState;
 use tokio_postgres::types::PgLsn;
 
 /// Keys whose hashes fall together are taken for one: a read too many goes to the primary then.
@@ -57,7 +58,7 @@ impl Seen {
             writes: AtomicU64::new(0),
             keys: (0..buckets).map(|_| AtomicU64::new(0)).collect(),
             any: AtomicU64::new(0),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             observed: AtomicU64::new(0),
         }
     }

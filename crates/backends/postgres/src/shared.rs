@@ -64,7 +64,7 @@ impl Shared {
     pub(crate) async fn execute(&self, sql: Sql, params: Params<'_>) -> Result<u64> {
         match self.primary.lanes.any().await?.execute(sql, params).await {
             Err(error) if error::is_locked_out(&error) || error::is_deadlock(&error) => {
-                self.execute_alone(sql, params).await
+                Box::pin(self.execute_alone(sql, params)).await
             }
             executed => executed,
         }
@@ -150,7 +150,8 @@ impl Shared {
             return Ok(());
         }
         let single = put.single();
-        self.execute_alone(single.sql, &single.params()).await.map(drop)
+        // In a box, so that the calls that need none of this stay small.
+        Box::pin(self.execute_alone(single.sql, &single.params())).await.map(drop)
     }
 
     /// Puts values under different keys, given in order, in one step.

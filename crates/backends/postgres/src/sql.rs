@@ -199,7 +199,7 @@ impl Sql {
             ),
             Self::PutManyForever => (
                 vec![Type::BYTEA_ARRAY, Type::BYTEA_ARRAY],
-                format!("INSERT INTO {table} AS t (key, value) SELECT * FROM unnest($1, $2) {OVERWRITE}"),
+                format!("INSERT INTO {table} AS t (key, value) SELECT unnest($1), unnest($2) {OVERWRITE}"),
             ),
             Self::Put => (
                 put,
@@ -351,7 +351,10 @@ impl Sql {
     }
 }
 
-const RANGE: &str = "t.key >= $1 AND t.key < $3 AND NOT ($2 AND t.key = $1)";
+/// Rows whose keys are none of the store's, put in by plain SQL, are not seen. The length of a key is that of
+/// [`commonhold_core::Key`].
+const RANGE: &str =
+    "t.key >= $1 AND t.key < $3 AND NOT ($2 AND t.key = $1) AND octet_length(t.key) BETWEEN 1 AND 1024";
 
 /// With `synchronous_commit` off, what is acknowledged need not be on the disk. Where it is on, what is not there yet may
 /// stay so for long: nobody waits for it.
