@@ -177,7 +177,8 @@ mod tests {
             let start = 1_700_000_000_000_000;
             let mut now = start;
             let mut bucket = Bucket::full(limit, now);
-            let mut taken = 0;
+            let mut taken = burst;
+            prop_assert!(bucket.take(limit, burst, now).allowed);
             // Nothing runs over in this time, as there is less than one permit left each time.
             let longest = (limit.capacity() - limit.unit()) / limit.flow();
             for step in steps {
@@ -216,13 +217,46 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn no_time_sees_more_than_the_burst_and_the_rate_through_steps_back_and_forth(
+            permits in 1_u64..3_000_000,
+            burst in 1_u64..40,
+            steps in prop::collection::vec((-500_i64..1_500, 1_u64..40), 1..200),
+        ) {
+            let limit = TokenBucket::new(Rate::per_second(permits).unwrap(), burst).unwrap();
+            let mut now = 1_000_000_u64;
+            let mut state: Option<Vec<u8>> = None;
+            let mut latest = 0;
+            let mut grants: Vec<(u64, u64)> = Vec::new();
+            for (step, asked) in steps {
+                now = now.saturating_add_signed(step);
+                let mut bucket = Bucket::read(limit, state.as_deref(), now).unwrap();
+                if bucket.take(limit, asked.min(burst), now).allowed {
+                    state = Some(bucket.write(limit).into_bytes());
+                    latest = latest.max(now);
+                    grants.push((latest, asked.min(burst)));
+                }
+            }
+            for (index, (begun, _)) in grants.iter().enumerate() {
+                let mut seen = 0;
+                for (at, asked) in grants.iter().skip(index) {
+                    seen += asked;
+                    let flowed = (at - begun) * limit.flow();
+                    prop_assert!(seen * limit.unit() <= limit.capacity() + flowed, "{} from {} to {}", seen, begun, at);
+                }
+            }
+        }
+    }
+
     #[test]
     fn whole_permits_survive_a_change_of_the_limit() {
         let slow = TokenBucket::new(Rate::per_second(10).unwrap(), 8).unwrap();
         let fast = TokenBucket::new(Rate::per_second(1_000).unwrap(), 5).unwrap();
         let mut bucket = Bucket::full(slow, 7);
         bucket.take(slow, 5, 7);
-        let read = |limit, state: &Bucket, of| Bucket::read(limit, Some(state.write(of).as_bytes()), 7).unwrap();
+        let read =
+            |limit, state: &Bucket, of| Bucket::read(limit, Some(state.write(of).as_bytes()), 7).unwrap();
         assert_eq!(read(fast, &bucket, slow).level, 3 * fast.unit());
         assert_eq!(read(fast, &Bucket::full(slow, 7), slow).level, 5 * fast.unit());
     }
@@ -231,9 +265,19 @@ mod tests {
     fn what_is_no_bucket_is_corrupt() {
         let limit = TokenBucket::new(Rate::per_second(10).unwrap(), 8).unwrap();
         for state in [
-            "", "bucket", "bucket 1 2", "bucket 0 2 3", "bucket 1 2 3 ", "bucket 1 2 3 4", "bucket 1 -2 3",
-            "bucket 1 +2 3", "window 1 2 3", "bucket 1 2 4503599627370496", "bucket 1 2 00000000000000003",
-            "bucket 1  2 3", "bucket 1 2 3 4 5 6 7",
+            "",
+            "bucket",
+            "bucket 1 2",
+            "bucket 0 2 3",
+            "bucket 1 2 3 ",
+            "bucket 1 2 3 4",
+            "bucket 1 -2 3",
+            "bucket 1 +2 3",
+            "window 1 2 3",
+            "bucket 1 2 4503599627370496",
+            "bucket 1 2 00000000000000003",
+            "bucket 1  2 3",
+            "bucket 1 2 3 4 5 6 7",
         ] {
             let error = Bucket::read(limit, Some(state.as_bytes()), 0).unwrap_err();
             assert_eq!(error.kind(), commonhold_core::ErrorKind::Corrupt, "{state:?}");

@@ -237,7 +237,8 @@ impl Limit {
 
     #[cold]
     fn impossible(self, permits: u64) -> Error {
-        let message = format!("a call takes between 1 and {} permits of this limit, not {permits}", self.most());
+        let message =
+            format!("a call takes between 1 and {} permits of this limit, not {permits}", self.most());
         Error::new(ErrorKind::InvalidInput, message)
     }
 }
@@ -298,9 +299,12 @@ mod tests {
         let error = bucket(day, 53_000).unwrap_err();
         assert!(error.to_string().contains("between 1 and 52"), "{error}");
         assert_eq!(kind(bucket(day, 0)), ErrorKind::InvalidInput);
-        for (permits, per) in
-            [(0, Duration::from_secs(1)), (1, Duration::ZERO), (1, Duration::from_nanos(1_500)), (1, Duration::MAX)]
-        {
+        for (permits, per) in [
+            (0, Duration::from_secs(1)),
+            (1, Duration::ZERO),
+            (1, Duration::from_nanos(1_500)),
+            (1, Duration::MAX),
+        ] {
             assert_eq!(kind(Rate::new(permits, per).map(drop)), ErrorKind::InvalidInput);
             assert_eq!(kind(SlidingWindow::new(permits, per).map(drop)), ErrorKind::InvalidInput);
         }

@@ -32,15 +32,13 @@ level = math.min(level + back * unit, math.max(room() - keep, 0) * unit)
 
 local available, lacking, grant = math.floor(level / unit), math.max(need - keep, 0), 0
 if available >= lacking then
-  local others, wanting = 0, 1
+  local wanting = 1
   for _, lease in ipairs(leases) do
-    others = others + lease.held
     if lease.want > 0 then
       wanting = wanting + 1
     end
   end
-  local leasable = math.max(math.ceil(burst / 2) - (others + keep), 0)
-  local share = math.floor(math.min(available, leasable) / wanting)
+  local share = math.floor(available / (wanting + 1))
   grant = math.min(math.max(want, need, keep) - keep, math.max(share, lacking))
 end
 

@@ -56,7 +56,11 @@ impl Renew {
     fn answer(&self, bucket: &Bucket, held: u64, expires: u64, now: u64) -> String {
         // As if the last lease to be renewed were this one: its own time is what counts.
         let left = expires.saturating_sub(bucket.at);
-        let retry = if held < self.need { bucket.wait(self.limit, self.need * self.limit.unit(), now).max(1) } else { 0 };
+        let retry = if held < self.need {
+            bucket.wait(self.limit, self.need * self.limit.unit(), now).max(1)
+        } else {
+            0
+        };
         format!("{held} {left} {retry}")
     }
 
@@ -67,11 +71,9 @@ impl Renew {
         if available < lacking {
             return 0;
         }
-        // Half of the burst stays where it can refill while the other half is held.
-        let held: u64 = bucket.leases.iter().map(|lease| lease.held).sum();
-        let leasable = self.limit.burst().div_ceil(2).saturating_sub(held.saturating_add(keep));
+        // One share stays for those who come next, and so that there is room to refill.
         let wanting = 1 + bucket.leases.iter().filter(|lease| lease.want > 0).count() as u64;
-        let share = available.min(leasable) / wanting;
+        let share = available / (wanting + 1);
         self.want.max(self.need).saturating_sub(keep).min(share.max(lacking))
     }
 }

@@ -170,20 +170,22 @@ fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
 /// in units. The level is what has flowed since that moment, at most the capacity.
 ///
 /// The count of units wraps around after 2^64 of them: 213 days at 999,983 a second, more than 500,000 years at a
-/// million. Moments less than half of that apart can be told apart, so a bucket that was idle for longer is filled
-/// anew; [`seen`](Self::seen) tells.
+/// million. Moments less than half of that apart can be told apart, and a bucket that was idle for longer is full:
+/// `seen` tells which it is.
 #[derive(Debug)]
 struct AtomicBucket {
     limit: TokenBucket,
     empty: AtomicU64,
-    /// The microsecond of a call not long ago.
+    /// The microsecond of a call: of the last one, or of one at most an epoch before.
     seen: AtomicU64,
+    /// Microseconds in which a sixteenth of the count goes by, which is more than any bucket holds.
+    epoch: u64,
 }
 
 impl AtomicBucket {
     fn full(limit: TokenBucket, now: u64) -> Self {
-        let empty = count(limit, now).wrapping_sub(limit.capacity());
-        Self { limit, empty: AtomicU64::new(empty), seen: AtomicU64::new(now) }
+        let empty = AtomicU64::new(count(limit, now).wrapping_sub(limit.capacity()));
+        Self { limit, empty, seen: AtomicU64::new(now), epoch: (u64::MAX >> 4) / limit.flow() }
     }
 
     #[inline]
@@ -191,49 +193,42 @@ impl AtomicBucket {
         let need = permits * self.limit.unit();
         let mut empty = self.empty.load(Ordering::Acquire);
         loop {
-            let level = self.level(empty, now);
+            let (level, idle) = self.level(empty, now);
             if level < need {
                 return self.outcome(false, level, need);
             }
+            // Before the exchange: who sees the new `empty` sees this, too. Who sees only this takes the bucket for
+            // less full than it is, and either gives up or makes the exchange below fail.
+            if idle > self.epoch {
+                self.seen.store(now, Ordering::Relaxed);
+            }
             let taken = count(self.limit, now).wrapping_sub(level - need);
             match self.empty.compare_exchange_weak(empty, taken, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return self.outcome(true, level - need, 0),
+                Ok(_) => return self.outcome(true, level - need, need),
                 Err(current) => empty = current,
             }
         }
     }
 
     fn peek(&self, now: u64) -> Outcome {
-        let level = self.level(self.empty.load(Ordering::Acquire), now);
+        let (level, _) = self.level(self.empty.load(Ordering::Acquire), now);
         self.outcome(level >= self.limit.unit(), level, self.limit.unit())
     }
 
+    /// The units in it, and for how long it has certainly or possibly been idle.
     #[inline]
-    fn level(&self, empty: u64, now: u64) -> u64 {
+    fn level(&self, empty: u64, now: u64) -> (u64, u64) {
         let idle = now.saturating_sub(self.seen.load(Ordering::Relaxed));
-        if idle > self.epoch() {
-            return self.awake(now, idle);
-        }
         let flowed = count(self.limit, now).wrapping_sub(empty);
-        // A clock that another thread has read later, or that went back.
-        if flowed > u64::MAX / 2 { 0 } else { flowed.min(self.limit.capacity()) }
-    }
-
-    /// Between an epoch and two of idleness moments can still be told apart, and the next call is far away.
-    #[inline]
-    fn epoch(&self) -> u64 {
-        (u64::MAX >> 4) / self.limit.flow()
-    }
-
-    /// After a long time. Whoever comes second meets either the new `empty`, and by its release the new `seen`, or the
-    /// old `empty`, whose exchange fails; in between it may be refused.
-    #[cold]
-    fn awake(&self, now: u64, idle: u64) -> u64 {
-        self.seen.store(now, Ordering::Relaxed);
-        if idle > 4 * self.epoch() || self.limit.capacity() < u64::MAX >> 4 {
-            return self.limit.capacity();
-        }
-        0
+        let level = if idle > self.epoch.saturating_mul(2) {
+            self.limit.capacity()
+        } else if flowed > u64::MAX / 2 {
+            // A clock that another thread has read later, or that went back.
+            0
+        } else {
+            flowed.min(self.limit.capacity())
+        };
+        (level, idle)
     }
 
     #[inline]
@@ -242,7 +237,7 @@ impl AtomicBucket {
         Outcome {
             allowed,
             remaining: level / self.limit.unit(),
-            retry_micros: need.saturating_sub(level).div_ceil(flow),
+            retry_micros: if allowed { 0 } else { need.saturating_sub(level).div_ceil(flow) },
             reset_micros: (self.limit.capacity() - level).div_ceil(flow),
         }
     }
@@ -257,4 +252,135 @@ impl AtomicBucket {
 #[inline]
 fn count(limit: TokenBucket, now: u64) -> u64 {
     now.wrapping_mul(limit.flow())
+}
+
+#[cfg(test)]
+mod tests {
+    use commonhold_core::{Action, ErrorKind, ManualClock, Timestamp, Transition as _};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limit::{
+        Rate,
+        take::{Take, decode},
+    };
+
+    /// The same limiter as a transition on a store's state.
+    struct Stored(Limit, Option<Vec<u8>>);
+
+    impl Stored {
+        fn take(&mut self, permits: u64, now: Timestamp) -> Decision {
+            let take = Take { limit: self.0, permits: vec![permits] };
+            let step = take.apply(self.1.as_deref(), now).unwrap();
+            if let Action::Put { value, .. } = step.action {
+                self.1 = Some(value.to_vec());
+            }
+            decode(&step.reply, 1).unwrap()[0].into()
+        }
+    }
+
+    fn any_limit() -> impl Strategy<Value = Limit> {
+        let per = prop_oneof![Just(1_000_000_u64), Just(86_400_000_000), 1_u64..100_000_000];
+        let permits = prop_oneof![Just(999_983_u64), 1_u64..1_000, 1_u64..1_000_000_000];
+        (permits, per, 1_u64..1_000, any::<bool>()).prop_map(|(permits, per, burst, window)| {
+            let per = Duration::from_micros(per);
+            if window {
+                SlidingWindow::new(burst, per).unwrap().into()
+            } else {
+                TokenBucket::new(Rate::new(permits, per).unwrap(), burst).unwrap().into()
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_decides_as_the_transition_does_after_any_idleness(
+            limit in any_limit(),
+            calls in prop::collection::vec((1_u64..1_000, prop_oneof![Just(0), 1_u64..10_000, 1_u64..1 << 40, 1_u64..1 << 47]), 1..100),
+        ) {
+            let clock = Arc::new(ManualClock::default());
+            let local = LocalLimiter::with_clock(limit, clock.clone());
+            let mut stored = Stored(limit, None);
+            for (permits, idle) in calls {
+                clock.advance(Duration::from_micros(idle));
+                let permits = permits.min(limit.most());
+                prop_assert_eq!(local.try_acquire(permits).unwrap(), stored.take(permits, clock.now()));
+                let peeked = local.peek();
+                let mut copy = Stored(limit, stored.1.clone());
+                prop_assert_eq!(peeked.allowed, copy.take(1, clock.now()).allowed);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_together_get_exactly_what_there_is() {
+        for limit in [
+            Limit::from(TokenBucket::new(Rate::per_second(999_983).unwrap(), 10_000).unwrap()),
+            SlidingWindow::new(10_000, Duration::from_secs(3_600)).unwrap().into(),
+        ] {
+            let limiter = LocalLimiter::with_clock(limit, Arc::new(ManualClock::default()));
+            let count = || (0..10_000).filter(|_| limiter.try_acquire(1).unwrap().allowed).count();
+            let taken: usize = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(taken, 10_000);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_brings_nothing() {
+        let limit = TokenBucket::new(Rate::per_second(10).unwrap(), 5).unwrap();
+        let bucket = AtomicBucket::full(limit, 1_000_000);
+        assert!(bucket.take(5, 1_000_000).allowed);
+        assert!(!bucket.take(1, 500_000).allowed);
+        assert!(!bucket.take(1, 1_000_000).allowed);
+        assert!(bucket.take(1, 1_100_000).allowed);
+    }
+
+    #[test]
+    fn more_than_there_can_be_is_refused_at_once_and_reset_gives_everything_back() {
+        for limit in [
+            Limit::from(TokenBucket::new(Rate::per_day(1).unwrap(), 5).unwrap()),
+            SlidingWindow::new(5, Duration::from_secs(3_600)).unwrap().into(),
+        ] {
+            let limiter = LocalLimiter::new(limit);
+            assert_eq!(limiter.try_acquire(6).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(limiter.try_acquire(0).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(limiter.try_acquire(5).unwrap().remaining, 0);
+            assert!(!limiter.peek().allowed);
+            limiter.reset();
+            assert_eq!(limiter.peek().remaining, 5);
+            limiter.drain();
+            assert!(!limiter.try_acquire(1).unwrap().allowed);
+        }
+    }
+
+    /// The time that tokio's tests turn.
+    #[derive(Debug)]
+    struct TokioClock(tokio::time::Instant);
+
+    impl Clock for TokioClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::default().saturating_add(self.0.elapsed())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_takes_as_long_as_it_must_and_gives_up_at_once_where_time_does_not_suffice() {
+        let clock = Arc::new(TokioClock(tokio::time::Instant::now()));
+        let limit = TokenBucket::new(Rate::per_second(10).unwrap(), 5).unwrap();
+        let limiter = LocalLimiter::with_clock(limit, clock.clone());
+        assert!(limiter.acquire(5).await.unwrap().allowed);
+        let error = limiter.acquire_timeout(2, Duration::from_millis(199)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(clock.0.elapsed(), Duration::ZERO);
+        assert!(limiter.acquire_timeout(2, Duration::from_millis(201)).await.unwrap().allowed);
+        assert_eq!(clock.0.elapsed().as_millis(), 200);
+        drop(futures_util::FutureExt::now_or_never(limiter.acquire(5)));
+        assert_eq!(limiter.peek().remaining, 0);
+        assert!(limiter.acquire(5).await.unwrap().allowed);
+        assert_eq!(clock.0.elapsed().as_millis(), 700);
+        assert_eq!(limiter.acquire(6).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
 }

@@ -34,6 +34,8 @@ mod hybrid;
 mod lease;
 mod local;
 mod meter;
+#[cfg(test)]
+mod model;
 mod portion;
 mod state;
 mod take;

@@ -4,6 +4,7 @@
 mod common;
 mod elections;
 mod fences;
+mod limit;
 mod locks;
 mod redlocks;
 mod semaphores;

@@ -1,0 +1,249 @@
+//! Instances that lease from one bucket, in a world of their own: clocks that are wrong, requests and replies that are
+//! lost or late, instances that pause and die.
+
+use std::time::Duration;
+
+use commonhold_core::{Action, Timestamp, Transition};
+use proptest::prelude::*;
+
+use super::{
+    Rate, TokenBucket,
+    bucket::Bucket,
+    lease::Renew,
+    portion::{Local, Portion},
+    take::Take,
+};
+
+const LEASE: u64 = 100_000;
+const START: u64 = 1_700_000_000_000_000;
+
+/// The store, and all that was let through: when by its clock, and how much.
+struct World {
+    limit: TokenBucket,
+    now: u64,
+    state: Option<Vec<u8>>,
+    grants: Vec<(u64, u64)>,
+}
+
+struct Instance {
+    portion: Portion,
+    /// Its clock runs at this many thousandths of the store's, and begins anywhere.
+    pace: u64,
+    offset: u64,
+    /// Requests that were sent and have not arrived.
+    late: Vec<Renew>,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Pass(u64),
+    /// Asks for permits, and reaches the store, or not; the reply comes back, or not.
+    Call {
+        instance: usize,
+        permits: u64,
+        sent: bool,
+        replied: bool,
+        on_the_way: u64,
+    },
+    Renew {
+        instance: usize,
+        sent: bool,
+        replied: bool,
+        on_the_way: u64,
+    },
+    /// A request that was thought lost arrives.
+    Arrive {
+        instance: usize,
+    },
+    /// Ends, and another takes its place.
+    Die {
+        instance: usize,
+    },
+    /// Takes directly.
+    Take(u64),
+}
+
+impl World {
+    fn apply(&mut self, transition: &dyn Transition) -> Vec<u8> {
+        let now = Timestamp::from_nanos(i64::try_from(self.now * 1_000).unwrap());
+        let step = transition.apply(self.state.as_deref(), now).unwrap();
+        if let Action::Put { value, .. } = step.action {
+            self.state = Some(value.to_vec());
+        }
+        step.reply.to_vec()
+    }
+
+    fn exchange(&mut self, instance: &mut Instance, need: u64, sent: bool, replied: bool, on_the_way: u64) {
+        let begun = instance.clock(self.now);
+        let request = instance.portion.request(need, begun);
+        self.now += on_the_way;
+        if !sent {
+            instance.late.push(request);
+            return;
+        }
+        let reply = self.apply(&request);
+        self.now += on_the_way;
+        if replied {
+            let reply = Renew::decode(&reply).unwrap();
+            instance.portion.answered(reply, begun, instance.clock(self.now));
+        }
+    }
+
+    fn call(&mut self, instance: &mut Instance, permits: u64, sent: bool, replied: bool, on_the_way: u64) {
+        instance.portion.wanted(permits);
+        for _ in 0..2 {
+            match instance.portion.take(permits, instance.clock(self.now)) {
+                Local::Allowed => return self.grants.push((self.now, permits)),
+                Local::Refused(_) => return,
+                Local::Ask => self.exchange(instance, permits, sent, replied, on_the_way),
+            }
+        }
+    }
+
+    fn assert_within_the_limit(&self) {
+        for (index, (begun, _)) in self.grants.iter().enumerate() {
+            let mut seen = 0;
+            for (at, permits) in self.grants.iter().skip(index) {
+                seen += permits;
+                let most = self.limit.capacity() + (at - begun) * self.limit.flow();
+                assert!(seen * self.limit.unit() <= most, "{seen} from {begun} to {at}");
+            }
+        }
+    }
+
+    fn assert_nothing_is_promised_twice(&self) {
+        let Some(state) = &self.state else { return };
+        let bucket = Bucket::read(self.limit, Some(state), self.now).unwrap();
+        let held: u64 = bucket.leases.iter().map(|lease| lease.held).sum();
+        assert!(bucket.level + held * self.limit.unit() <= self.limit.capacity(), "{bucket:?}");
+    }
+}
+
+impl Instance {
+    fn new(limit: TokenBucket, id: u64, pace: u64, offset: u64) -> Self {
+        let portion = Portion::new(limit, id, LEASE, offset);
+        Self { portion, pace, offset, late: Vec::new() }
+    }
+
+    fn clock(&self, now: u64) -> u64 {
+        self.offset + (now - START) * self.pace / 1_000
+    }
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let instance = 0_usize..4;
+    let way = prop_oneof![3 => 0_u64..500, 1 => 0_u64..200_000];
+    // Most messages arrive.
+    let arrives = || prop::bool::weighted(0.8);
+    prop_oneof![
+        6 => prop_oneof![0_u64..100, 0_u64..20_000, 0_u64..300_000].prop_map(Event::Pass),
+        12 => (instance.clone(), 1_u64..8, arrives(), arrives(), way.clone()).prop_map(|(instance, permits, sent, replied, on_the_way)| {
+            Event::Call { instance, permits, sent, replied, on_the_way }
+        }),
+        4 => (instance.clone(), arrives(), arrives(), way).prop_map(|(instance, sent, replied, on_the_way)| {
+            Event::Renew { instance, sent, replied, on_the_way }
+        }),
+        2 => instance.clone().prop_map(|instance| Event::Arrive { instance }),
+        1 => instance.prop_map(|instance| Event::Die { instance }),
+        1 => (1_u64..8).prop_map(Event::Take),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn instances_never_let_through_more_than_the_limit_whatever_happens_and_what_is_idle_comes_back(
+        permits in prop_oneof![1_u64..1_000, 1_u64..100_000],
+        burst in 8_u64..200,
+        clocks in prop::collection::vec((905_u64..1_300, 0_u64..1 << 50), 4),
+        events in prop::collection::vec(events(), 1..200),
+    ) {
+        let limit = TokenBucket::new(Rate::per_second(permits).unwrap(), burst).unwrap();
+        let mut world = World { limit, now: START, state: None, grants: Vec::new() };
+        let mut ids = 0..;
+        let mut born = |(pace, offset): (u64, u64)| Instance::new(limit, ids.next().unwrap(), pace, offset);
+        let mut instances: Vec<_> = clocks.iter().map(|clock| born(*clock)).collect();
+        for event in events {
+            match event {
+                Event::Pass(micros) => world.now += micros,
+                Event::Call { instance, permits, sent, replied, on_the_way } => {
+                    world.call(&mut instances[instance], permits, sent, replied, on_the_way);
+                }
+                Event::Renew { instance, sent, replied, on_the_way } => {
+                    world.exchange(&mut instances[instance], 0, sent, replied, on_the_way);
+                }
+                Event::Arrive { instance } => {
+                    if let Some(request) = instances[instance].late.pop() {
+                        world.apply(&request);
+                    }
+                }
+                Event::Die { instance } => instances[instance] = born(clocks[instance]),
+                Event::Take(permits) => {
+                    let reply = world.apply(&Take { limit: limit.into(), permits: vec![permits] });
+                    if reply.starts_with(b"1 ") {
+                        world.grants.push((world.now, permits));
+                    }
+                }
+            }
+            world.assert_nothing_is_promised_twice();
+        }
+        world.assert_within_the_limit();
+
+        // Nobody asks any more: after a few renewals everything can be taken again.
+        for _ in 0..4 {
+            world.now += LEASE / 3;
+            for instance in &mut instances {
+                world.exchange(instance, 0, true, true, 10);
+            }
+        }
+        world.now += limit.capacity().div_ceil(limit.flow());
+        let reply = world.apply(&Take { limit: limit.into(), permits: vec![burst] });
+        prop_assert!(reply.starts_with(b"1 "), "{:?}", world.state.map(String::from_utf8));
+    }
+}
+
+/// Four instances with this demand each (permits in a call, calls a second), for ten leases: what each got.
+fn shares(limit: TokenBucket, demands: [(u64, u64); 4]) -> [u64; 4] {
+    let mut world = World { limit, now: START, state: None, grants: Vec::new() };
+    let mut instances = [0, 1, 2, 3].map(|id| Instance::new(limit, id, 1_000, id * 77));
+    let mut got = [0; 4];
+    for tick in 0..10 * LEASE / 100 {
+        for (id, instance) in instances.iter_mut().enumerate() {
+            let (permits, rate) = demands[id];
+            if rate > 0 && tick % (10_000 / rate) == 0 {
+                let before = world.grants.len();
+                world.call(instance, permits, true, true, 0);
+                got[id] += world.grants[before..].iter().map(|(_, permits)| permits).sum::<u64>();
+            }
+            if tick % (LEASE / 300) == 0 {
+                world.exchange(instance, 0, true, true, 0);
+            }
+        }
+        world.now += 100;
+    }
+    world.assert_within_the_limit();
+    got
+}
+
+#[test]
+fn shares_follow_demand_and_those_who_all_want_too_much_get_about_the_same() {
+    // 10,000 a second with leases of 100 ms, for one second.
+    let limit = TokenBucket::new(Rate::per_second(10_000).unwrap(), 1_000).unwrap();
+    let alone = shares(limit, [(1, 10_000), (0, 0), (0, 0), (0, 0)]);
+    assert!(alone[0] > 9_000, "{alone:?}");
+    let all = shares(limit, [(1, 10_000); 4]);
+    assert!(all.iter().all(|got| (2_000..=3_500).contains(got)), "{all:?}");
+    assert!(all.iter().sum::<u64>() > 9_500, "{all:?}");
+    let few = shares(limit, [(1, 10_000), (1, 1_000), (1, 100), (0, 0)]);
+    assert!(few[1] > 900 && few[2] > 80, "{few:?}");
+    assert!(few.iter().sum::<u64>() > 9_000, "{few:?}");
+}
+
+#[test]
+fn two_who_need_more_than_half_each_do_not_wait_for_each_other_for_ever() {
+    let limit = TokenBucket::new(Rate::new(6, Duration::from_millis(100)).unwrap(), 6).unwrap();
+    let got = shares(limit, [(5, 1_000), (5, 1_000), (0, 0), (0, 0)]);
+    assert!(got[0] > 10 && got[1] > 10, "{got:?}");
+    assert!(got[0] + got[1] > 40, "{got:?}");
+}

@@ -1,0 +1,167 @@
+//! The scripts do what the transitions do, on any state and at any time.
+
+use std::time::Duration;
+
+use commonhold_core::Timestamp;
+use proptest::prelude::*;
+
+use super::{Limit, Rate, SlidingWindow, TokenBucket, lease::Renew, take::Take};
+use crate::twin::Twin;
+
+const START: i64 = 1_700_000_000_000_000;
+
+fn buckets() -> impl Strategy<Value = TokenBucket> {
+    let rates = prop_oneof![
+        Just(Rate::per_day(1)),
+        Just(Rate::per_second(1_000_000)),
+        Just(Rate::per_second(1_000_000_000)),
+        (1_u64..1_000_000, 1_u64..10_000_000)
+            .prop_map(|(permits, micros)| Rate::new(permits, Duration::from_micros(micros))),
+    ];
+    (rates, 1_u64..1_000).prop_map(|(rate, burst)| TokenBucket::new(rate.unwrap(), burst).unwrap())
+}
+
+fn windows() -> impl Strategy<Value = SlidingWindow> {
+    let windows = (1_u64..1_000, prop_oneof![1_u64..1_000, 1_u64..10_000_000_000]);
+    windows.prop_map(|(permits, micros)| SlidingWindow::new(permits, Duration::from_micros(micros)).unwrap())
+}
+
+/// How far the clock goes: on, back, or nowhere, by little and by much.
+fn steps() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        Just(0_i64),
+        1_i64..100,
+        1_i64..1_000_000,
+        1_i64..200_000_000_000,
+        -1_000_i64..0,
+        -10_000_000_000_i64..0
+    ]
+}
+
+/// Numbers as a state may hold them: small, great, and on the edge of what is exact.
+fn numbers() -> impl Strategy<Value = String> {
+    prop_oneof![
+        (0_u64..20).prop_map(|number| number.to_string()),
+        (0_u64..2_000_000).prop_map(|number| number.to_string()),
+        (-3_i64..3).prop_map(|near| (START + near).to_string()),
+        (-3_i64..3).prop_map(|near| ((1_i64 << 52) + near).to_string()),
+        any::<u64>().prop_map(|number| number.to_string()),
+        prop::sample::select(vec!["", "-1", "+1", "1.5", "1e3", "0x10", "007", "nan", "inf", " ", "\u{661}"])
+            .prop_map(str::to_owned),
+    ]
+}
+
+fn states() -> impl Strategy<Value = Vec<u8>> {
+    let words = |kind: &'static str, counts: std::ops::Range<usize>| {
+        prop::collection::vec(numbers(), counts)
+            .prop_map(move |numbers| format!("{kind} {}", numbers.join(" ")).into_bytes())
+    };
+    // As a limiter could have written them, but for the numbers.
+    let sane = |kind: &'static str, count: std::ops::Range<usize>| {
+        let numbers = prop::collection::vec(
+            prop_oneof![3 => 1_u64..2_000, 1 => Just(START.cast_unsigned() + 5), 1 => 0..1_u64 << 52],
+            count,
+        );
+        numbers.prop_map(move |numbers| {
+            let words: Vec<_> = numbers.iter().map(u64::to_string).collect();
+            format!("{kind} {}", words.join(" ")).into_bytes()
+        })
+    };
+    prop_oneof![
+        sane("bucket", 3..4),
+        sane("bucket", 8..9),
+        sane("bucket", 13..14),
+        sane("window", 19..20),
+        words("bucket", 0..10),
+        words("window", 17..21),
+        prop::collection::vec(any::<u8>(), 0..40),
+    ]
+}
+
+#[derive(Debug, Clone)]
+enum Command {
+    Take(Vec<u64>),
+    Renew { id: u64, seq: u64, keep: u64, back: u64, need: u64, want: u64 },
+    Put(Vec<u8>),
+}
+
+fn commands() -> impl Strategy<Value = Command> {
+    let few = || prop_oneof![Just(0_u64), 1_u64..10, 1_u64..1_000];
+    prop_oneof![
+        5 => prop::collection::vec(1_u64..1_000, 1..5).prop_map(Command::Take),
+        5 => (1_u64..5, 1_u64..12, few(), few(), few(), few()).prop_map(|(id, seq, keep, back, need, want)| {
+            Command::Renew { id, seq, keep, back, need, want }
+        }),
+        1 => states().prop_map(Command::Put),
+    ]
+}
+
+fn run(limit: Limit, commands: Vec<(Command, i64)>) {
+    let mut twin = Twin::new();
+    let mut micros = START;
+    for (command, step) in commands {
+        micros += step;
+        let now = Timestamp::from_nanos(micros * 1_000);
+        let _same_for_both = match (command, limit) {
+            (Command::Put(state), _) => {
+                twin.put(&state);
+                continue;
+            }
+            (Command::Renew { id, seq, keep, back, need, want }, Limit::Bucket(limit)) => {
+                let need = need.min(limit.burst());
+                twin.apply(&Renew { limit, id, seq, keep, back, need, want, length: 1_000_000 }, now)
+            }
+            (Command::Renew { want, .. }, _) => twin.apply(&Take { limit, permits: vec![want] }, now),
+            (Command::Take(permits), _) => {
+                let permits = permits.into_iter().map(|permits| permits.min(limit.most())).collect();
+                twin.apply(&Take { limit, permits }, now)
+            }
+        };
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_scripts_of_the_bucket_do_what_its_transitions_do(
+        limit in buckets(),
+        commands in prop::collection::vec((commands(), steps()), 1..40),
+    ) {
+        run(limit.into(), commands);
+    }
+
+    #[test]
+    fn the_script_of_the_window_does_what_its_transition_does(
+        limit in windows(),
+        commands in prop::collection::vec((commands(), steps()), 1..40),
+    ) {
+        run(limit.into(), commands);
+    }
+
+    #[test]
+    fn a_bucket_whose_rate_is_changed_all_the_time_stays_the_same_in_both(
+        commands in prop::collection::vec((buckets(), 1_u64..1_000, steps()), 1..20),
+    ) {
+        let mut twin = Twin::new();
+        let mut micros = START;
+        for (limit, permits, step) in commands {
+            micros += step;
+            let take = Take { limit: limit.into(), permits: vec![permits.min(limit.burst())] };
+            let _same_for_both = twin.apply(&take, Timestamp::from_nanos(micros * 1_000));
+        }
+    }
+
+    #[test]
+    fn a_window_whose_length_is_changed_all_the_time_stays_the_same_in_both(
+        commands in prop::collection::vec((windows(), 1_u64..1_000, steps()), 1..20),
+    ) {
+        let mut twin = Twin::new();
+        let mut micros = START;
+        for (limit, permits, step) in commands {
+            micros += step;
+            let take = Take { limit: limit.into(), permits: vec![permits.min(limit.permits())] };
+            let _same_for_both = twin.apply(&take, Timestamp::from_nanos(micros * 1_000));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a limiter does while its store is away.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use commonhold_core::{Error, Result, Retry};
+
+use super::{
+    Decision, Limit, LocalLimiter,
+    meter::{Meter, Verdict},
+};
+
+/// What to say to calls while the store does not answer.
+///
+/// A call whose request may have reached the store, but whose reply did not come, is decided by this rule too and is
+/// never sent again: it may have been charged once, and is never charged twice. After a failure the store is left alone
+/// for 250 ms, and calls are decided by this rule at once. Decisions are [marked](Decision::degraded), counted as
+/// outcomes of their own in the metrics, and the beginning of the time without the store is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// Let everything through.
+    Allow,
+    /// Refuse everything.
+    Refuse,
+    /// Let through an equal share of the limit for each of so many instances.
+    ///
+    /// A share begins empty, so that the instances together stay within the limit while the store is away, if they
+    /// are no more than this. When it is back it may have refilled: up to one more burst is let through.
+    LocalShare {
+        /// How many there are at most.
+        instances: u32,
+    },
+}
+
+/// For how long a store that has failed is left alone.
+const LEFT_ALONE: Duration = Duration::from_millis(250);
+
+/// The rule, and whether it is in force.
+#[derive(Debug)]
+pub(super) struct Fallback {
+    rule: OnUnavailable,
+    share: Option<LocalLimiter>,
+    away: Mutex<Option<(Error, Instant)>>,
+}
+
+impl Fallback {
+    pub(super) fn new(rule: OnUnavailable, limit: Limit) -> Result<Self> {
+        let share = match rule {
+            OnUnavailable::LocalShare { instances } => Some(limit.share(instances.into())?),
+            OnUnavailable::Allow | OnUnavailable::Refuse => None,
+        };
+        Ok(Self { rule, share: share.map(LocalLimiter::new), away: Mutex::default() })
+    }
+
+    /// Asks the store, or says why it is not to be asked.
+    ///
+    /// # Errors
+    /// What the store says if the same call would fail again.
+    pub(super) async fn ask<T>(
+        &self,
+        name: &str,
+        store: impl Future<Output = Result<T>>,
+    ) -> Result<Result<T, Error>> {
+        if let Some((error, since)) = &*self.away()
+            && since.elapsed() < LEFT_ALONE
+        {
+            return Ok(Err(error.clone().with_retry(Retry::Safe)));
+        }
+        match store.await {
+            Ok(reply) => {
+                if self.away().take().is_some() {
+                    tracing::info!(limiter = name, "the store of the limiter is back");
+                }
+                Ok(Ok(reply))
+            }
+            Err(error) if error.retry() == Retry::Never => Err(error),
+            Err(error) => {
+                if self.away().replace((error.clone(), Instant::now())).is_none() {
+                    tracing::warn!(limiter = name, %error, rule = ?self.rule, "the store of a limiter is away");
+                    if let Some(share) = &self.share {
+                        share.drain();
+                    }
+                }
+                Ok(Err(error))
+            }
+        }
+    }
+
+    /// What the rule says; and the error if it refuses and waiting would not help, or could be charged twice.
+    pub(super) fn decide(
+        &self,
+        permits: u64,
+        error: Error,
+        meter: &Meter,
+    ) -> Result<(Decision, Option<Error>)> {
+        let decision = |allowed| Decision {
+            allowed,
+            remaining: 0,
+            retry_after: if allowed { Duration::ZERO } else { LEFT_ALONE },
+            reset_after: LEFT_ALONE,
+            degraded: true,
+        };
+        let ambiguous = error.retry() == Retry::Ambiguous;
+        let (verdict, decision, ends) = match (self.rule, &self.share) {
+            (OnUnavailable::Allow, _) => (Verdict::FailedOpen, decision(true), false),
+            (OnUnavailable::LocalShare { .. }, Some(share)) if permits <= share.limit().most() => {
+                let decision = Decision { degraded: true, ..share.try_acquire(permits)? };
+                let verdict = if decision.allowed { Verdict::ShareAllowed } else { Verdict::ShareRefused };
+                (verdict, decision, ambiguous)
+            }
+            (OnUnavailable::LocalShare { .. }, _) => (Verdict::ShareRefused, decision(false), true),
+            (OnUnavailable::Refuse, _) => (Verdict::FailedClosed, decision(false), true),
+        };
+        meter.count(verdict, None);
+        Ok((decision, ends.then_some(error)))
+    }
+
+    // A std mutex: it is held for a look and never across an await.
+    fn away(&self) -> MutexGuard<'_, Option<(Error, Instant)>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

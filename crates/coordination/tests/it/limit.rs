@@ -1,0 +1,256 @@
+//! Rate limiters over real stores, many tasks, stores that go away and replies that are lost.
+
+use std::{future::Future, time::Duration};
+
+use commonhold::{ErrorKind, Retry, Store};
+use commonhold_coordination::limit::{
+    Decision, DistributedLimiter, HybridLimiter, Limit, OnUnavailable, Rate, SlidingWindow, TokenBucket,
+};
+use commonhold_testkit::{
+    eventually,
+    proxy::{Mode, Proxy},
+    servers::Redis,
+};
+use futures_util::future::join_all;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+
+use crate::common::{PATIENCE, Place};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const LEASE: Duration = Duration::from_millis(500);
+
+/// Nothing of any account flows in while a test runs.
+fn fixed(burst: u64) -> TokenBucket {
+    TokenBucket::new(Rate::per_day(1).unwrap(), burst).unwrap()
+}
+
+/// Lets 16 tasks for each limiter make 40 calls, and counts how many are allowed.
+async fn rush<L, F>(limiters: Vec<L>, call: impl Fn(L) -> F + Clone + Send + 'static) -> u64
+where
+    L: Clone + Send + 'static,
+    F: Future<Output = Decision> + Send,
+{
+    let tasks = limiters.into_iter().flat_map(|limiter| vec![limiter; 16]).map(|limiter| {
+        let call = call.clone();
+        tokio::spawn(async move {
+            let mut allowed = 0;
+            for _ in 0..40 {
+                allowed += u64::from(call(limiter.clone()).await.allowed);
+            }
+            allowed
+        })
+    });
+    join_all(tasks).await.into_iter().map(Result::unwrap).sum()
+}
+
+async fn gives_exactly_the_limit(place: &Place) {
+    for (name, limit) in
+        [("bucket", Limit::from(fixed(500))), ("window", SlidingWindow::new(500, DAY).unwrap().into())]
+    {
+        let open = async |_| {
+            DistributedLimiter::new(place.open().await, name, limit, OnUnavailable::Refuse).unwrap()
+        };
+        let limiters = join_all((0..2).map(open)).await;
+        let limiter = limiters[0].clone();
+        assert_eq!(limiter.peek().await.unwrap().remaining, 500);
+        let allowed =
+            rush(limiters, async |limiter: DistributedLimiter| limiter.try_acquire(1).await.unwrap());
+        assert_eq!(allowed.await, 500, "{name} at {}", place.url);
+        let peeked = limiter.peek().await.unwrap();
+        assert!(!peeked.allowed && peeked.remaining == 0 && peeked.retry_after > Duration::from_secs(3_600));
+        let timeout = limiter.acquire_timeout(1, Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(timeout.kind(), ErrorKind::Timeout);
+        limiter.reset().await.unwrap();
+        assert_eq!(limiter.try_acquire(500).await.unwrap().remaining, 0);
+        assert_eq!(limiter.try_acquire(501).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+}
+
+async fn leases_no_more_than_the_limit_and_takes_back_what_is_idle(place: &Place) {
+    let limit = fixed(1_000);
+    let open = async |_| {
+        let store = place.open().await;
+        HybridLimiter::new(store, "leased", limit, LEASE, OnUnavailable::Refuse).unwrap()
+    };
+    let limiters = join_all((0..3).map(open)).await;
+    let allowed =
+        rush(limiters.clone(), async |limiter: HybridLimiter| limiter.try_acquire(1).await.unwrap()).await;
+    assert!((100..=1_000).contains(&allowed), "{allowed} at {}", place.url);
+    let store = place.open().await;
+    let direct = DistributedLimiter::new(store, "leased", limit, OnUnavailable::Refuse).unwrap();
+    // One gives back when it is told, one when it is dropped, one because nobody asks it any more.
+    limiters[0].release().await.unwrap();
+    let idle = limiters[2].clone();
+    drop(limiters);
+    let what = "the portions come back";
+    eventually(PATIENCE, what, async || direct.peek().await.unwrap().remaining == 1_000 - allowed).await;
+    assert_eq!(direct.try_acquire(1_000 - allowed).await.unwrap().allowed, allowed < 1_000);
+    assert!(!idle.try_acquire(1).await.unwrap().allowed);
+}
+
+macro_rules! over {
+    ($($place:ident),*) => {$(
+        mod $place {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn many_tasks_of_two_instances_get_exactly_the_limit() {
+                gives_exactly_the_limit(&Place::$place()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn three_instances_lease_no_more_than_the_limit_and_what_is_idle_comes_back() {
+                leases_no_more_than_the_limit_and_takes_back_what_is_idle(&Place::$place()).await;
+            }
+        }
+    )*};
+}
+
+over!(redis, cluster, postgres);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_a_store_in_memory_will_do() {
+    let store = Place::memory().open().await;
+    let limiter = DistributedLimiter::new(store.clone(), "a", fixed(500), OnUnavailable::Refuse).unwrap();
+    let calls =
+        rush(vec![limiter; 2], async |limiter: DistributedLimiter| limiter.try_acquire(1).await.unwrap());
+    assert_eq!(calls.await, 500);
+    let hybrid = HybridLimiter::new(store, "a", fixed(500), LEASE, OnUnavailable::Refuse).unwrap();
+    assert!(!hybrid.try_acquire(1).await.unwrap().allowed, "both forms share one budget");
+}
+
+#[tokio::test]
+async fn waiting_gets_what_flows_in() {
+    let store = Place::redis().open().await;
+    let limit = TokenBucket::new(Rate::per_second(50).unwrap(), 2).unwrap();
+    let limiter = DistributedLimiter::new(store.clone(), "slow", limit, OnUnavailable::Refuse).unwrap();
+    for _ in 0..4 {
+        assert!(limiter.acquire(2).await.unwrap().allowed);
+    }
+    let hybrid = HybridLimiter::new(store, "leased", limit, LEASE, OnUnavailable::Refuse).unwrap();
+    for _ in 0..4 {
+        assert!(hybrid.acquire(2).await.unwrap().allowed);
+    }
+}
+
+#[tokio::test]
+async fn what_lies_under_the_key_and_is_no_limiter_is_an_error_and_not_an_outage() {
+    let store = Place::redis().open().await;
+    store.put("limit:a", "bucket of apples").await.unwrap();
+    let limiter = DistributedLimiter::new(store.clone(), "a", fixed(5), OnUnavailable::Allow).unwrap();
+    assert_eq!(limiter.try_acquire(1).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    let hybrid = HybridLimiter::new(store.clone(), "a", fixed(5), LEASE, OnUnavailable::Allow).unwrap();
+    assert_eq!(hybrid.try_acquire(1).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    limiter.reset().await.unwrap();
+    assert!(limiter.try_acquire(1).await.unwrap().allowed);
+    let error = HybridLimiter::new(store, "a", fixed(5), Duration::ZERO, OnUnavailable::Allow).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// How often the metrics saw this outcome.
+fn counted(snapshotter: &Snapshotter, form: &str, outcome: &str) -> u64 {
+    let snapshot = snapshotter.snapshot().into_vec().into_iter();
+    let of = |key: &metrics::Key, name: &str, value: &str| {
+        key.labels().any(|label| label.key() == name && label.value() == value)
+    };
+    let values = snapshot.filter_map(|(key, _, _, value)| {
+        let key = key.key();
+        let wanted = key.name() == "commonhold_limit_decisions_total";
+        (wanted && of(key, "form", form) && of(key, "outcome", outcome)).then_some(value)
+    });
+    values.map(|value| if let DebugValue::Counter(count) = value { count } else { 0 }).sum()
+}
+
+async fn quick(url: &str) -> Store {
+    commonhold::open(&format!("{url}?timeout=300ms")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_store_that_is_killed_fails_open_closed_or_to_a_local_share_as_the_caller_chose() {
+    let share = OnUnavailable::LocalShare { instances: 2 };
+    let limit = TokenBucket::new(Rate::per_second(1_000_000).unwrap(), 10).unwrap();
+    for (rule, outcome) in [
+        (OnUnavailable::Allow, "failed_open"),
+        (OnUnavailable::Refuse, "failed_closed"),
+        (share, "share_allowed"),
+    ] {
+        let redis = Redis::start();
+        let store = quick(&redis.url()).await;
+        let recorder = DebuggingRecorder::new();
+        let seen = recorder.snapshotter();
+        let (distributed, hybrid) = metrics::with_local_recorder(&recorder, || {
+            (
+                DistributedLimiter::new(store.clone(), "a", limit, rule).unwrap(),
+                HybridLimiter::new(store.clone(), "b", limit, LEASE, rule).unwrap(),
+            )
+        });
+        assert!(!distributed.try_acquire(1).await.unwrap().degraded);
+        assert!(!hybrid.try_acquire(1).await.unwrap().degraded);
+        hybrid.release().await.unwrap();
+        redis.kill();
+        if rule == share {
+            // The shares begin empty and refill.
+            let _refused = distributed.try_acquire(1).await.unwrap();
+            let _refused = hybrid.try_acquire(1).await.unwrap();
+            assert!(distributed.acquire(1).await.unwrap().degraded);
+            assert!(hybrid.acquire(1).await.unwrap().degraded);
+            assert!(!distributed.try_acquire(10).await.unwrap().allowed, "a share is half of it");
+        } else {
+            let allowed = rule == OnUnavailable::Allow;
+            let decisions = [distributed.try_acquire(1).await.unwrap(), hybrid.try_acquire(1).await.unwrap()];
+            for decision in decisions {
+                assert_eq!((decision.allowed, decision.degraded), (allowed, true));
+            }
+            assert_eq!(distributed.acquire(1).await.is_ok(), allowed);
+            assert_eq!(hybrid.acquire(1).await.is_ok(), allowed);
+        }
+        for form in ["distributed", "hybrid"] {
+            assert!(counted(&seen, form, outcome) > 0, "{form} {outcome}");
+        }
+        redis.start_again();
+        eventually(PATIENCE, "the store decides again", async || {
+            let decisions = [distributed.try_acquire(1).await.unwrap(), hybrid.try_acquire(1).await.unwrap()];
+            decisions.iter().all(|decision| decision.allowed && !decision.degraded)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_reply_is_lost_is_charged_at_most_once_and_says_so() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(redis.port());
+    let store = quick(&redis.url_at(proxy.port())).await;
+    let direct = quick(&redis.url()).await;
+    let limiter = DistributedLimiter::new(store, "a", fixed(100), OnUnavailable::Refuse).unwrap();
+    let beside = DistributedLimiter::new(direct, "a", fixed(100), OnUnavailable::Refuse).unwrap();
+    assert!(limiter.try_acquire(1).await.unwrap().allowed);
+    proxy.set(Mode::CutReply(0));
+    let error = limiter.acquire(10).await.unwrap_err();
+    assert_eq!(error.retry(), Retry::Ambiguous, "{error}");
+    assert_eq!(beside.peek().await.unwrap().remaining, 89);
+    eventually(PATIENCE, "the store decides again", async || !limiter.try_acquire(1).await.unwrap().degraded)
+        .await;
+    assert_eq!(beside.peek().await.unwrap().remaining, 88);
+}
+
+#[tokio::test]
+async fn a_portion_whose_reply_is_lost_is_asked_for_again_and_nothing_is_lost() {
+    let redis = Redis::start();
+    let proxy = Proxy::before(redis.port());
+    let store = quick(&redis.url_at(proxy.port())).await;
+    let direct = quick(&redis.url()).await;
+    let long = Duration::from_secs(600);
+    let limiter = HybridLimiter::new(store, "a", fixed(100), long, OnUnavailable::Refuse).unwrap();
+    let beside = DistributedLimiter::new(direct, "a", fixed(100), OnUnavailable::Refuse).unwrap();
+    assert!(limiter.try_acquire(1).await.unwrap().allowed);
+    proxy.set(Mode::CutReply(0));
+    assert!(limiter.try_acquire(20).await.unwrap().degraded);
+    assert!(beside.peek().await.unwrap().remaining < 80, "the store has given them");
+    eventually(PATIENCE, "the store decides again", async || {
+        limiter.try_acquire(20).await.is_ok_and(|decision| decision.allowed && !decision.degraded)
+    })
+    .await;
+    limiter.release().await.unwrap();
+    assert_eq!(beside.peek().await.unwrap().remaining, 79);
+}
