@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        bench, clear, completions, copy, count, delete, doctor, get, increment, list, put, take, ttl, watch,
-        window,
+        bench, clear, completions, copy, count, delete, doctor, elect, get, increment, list, lock, put, take,
+        ttl, watch, window,
     },
     output::{Color, Format},
 };
@@ -95,6 +95,8 @@ pub(crate) enum Command {
     Copy(copy::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
+    Lock(lock::Args),
+    Elect(elect::Args),
     Window(Box<window::Args>),
     Completions(completions::Args),
 }

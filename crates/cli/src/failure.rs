@@ -13,6 +13,8 @@ pub(crate) struct Failure {
     exit: Exit,
     message: String,
     help: Option<String>,
+    /// The code of a command that was run, which has told by itself what was wrong.
+    code_of_command: Option<u8>,
 }
 
 /// The exit codes. 0 is success.
@@ -35,7 +37,12 @@ pub(crate) enum Exit {
 impl Failure {
     /// A failure with this exit code.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), help: None }
+        Self { exit, message: message.into(), help: None, code_of_command: None }
+    }
+
+    /// A command that was run ended with this code.
+    pub(crate) fn of_command(code: u8) -> Self {
+        Self { code_of_command: Some(code), ..Self::new(Exit::Quiet, "") }
     }
 
     /// The answer is no.
@@ -63,7 +70,7 @@ impl Failure {
     /// Tells the user, and gives the code to exit with.
     pub(crate) fn report(&self) -> ExitCode {
         let label = match self.exit {
-            Exit::Quiet => return ExitCode::SUCCESS,
+            Exit::Quiet => return self.code_of_command.map_or(ExitCode::SUCCESS, ExitCode::from),
             Exit::No | Exit::Interrupted => "",
             _ => "error: ",
         };

@@ -7,6 +7,7 @@
 //!   features of their names `disk` (on by default), `redis`, `postgres`, `memcached` and `sled`.
 //! - [`layers`]: retry, timeout, concurrency limit, metrics, traces, namespaces around any backend.
 //! - [`copy`]: the entries of one store into another, to move between any two.
+//! - With the feature `coordination`: [`coordination`], locks, elections, counters, rate limiters, circuit breakers.
 //! - With the feature `window`: [`window`], keyed windows over a stream of events, exactly once.
 //!
 //! # What it is not
@@ -39,6 +40,9 @@ pub use commonhold_core::*;
 
 pub use self::open::{Scheme, open, schemes};
 
+/// Locks, elections, counters, rate limiters and circuit breakers.
+#[cfg(feature = "coordination")]
+pub use commonhold_coordination as coordination;
 /// The embedded backend on disk.
 #[cfg(feature = "disk")]
 pub use commonhold_disk as disk;

@@ -141,6 +141,11 @@ impl Election {
         }
     }
 
+    /// Waits until whatever was dropped, leads and campaigns, is given up. To be called before the runtime ends.
+    pub async fn settled(&self) {
+        self.leases.settled().await;
+    }
+
     /// Who leads now.
     ///
     /// # Errors

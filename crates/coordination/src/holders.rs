@@ -62,9 +62,8 @@ fn from_label(label: &str) -> Vec<u8> {
     percent_decode_str(label.strip_prefix('=').unwrap_or(label)).collect()
 }
 
-/// Which process this is, and on which machine.
-pub(crate) fn label_of_process() -> String {
+/// Which process this is, and on which machine, as in `4711@host`.
+pub fn process_name() -> String {
     let system = rustix::system::uname();
-    let host = system.nodename().to_bytes();
-    to_label(&[format!("{}@", std::process::id()).as_bytes(), host].concat())
+    format!("{}@{}", std::process::id(), system.nodename().to_string_lossy())
 }

@@ -4,6 +4,7 @@
 //! atomically and on the store's clock, so that no clock of an instance is trusted. On Redis it runs as a script, which
 //! a property test holds equal to its twin in Rust.
 
+pub mod counter;
 mod election;
 mod fence;
 mod guard;
@@ -22,7 +23,7 @@ pub use self::{
     election::{Election, Lead, Leader},
     fence::{Fence, Fenced},
     guard::Guard,
-    holders::{Holder, Holders},
+    holders::{Holder, Holders, process_name},
     lock::Locks,
     redlock::{Redlock, RedlockGuard},
     semaphore::{RwLock, Semaphore},

@@ -59,6 +59,9 @@ struct Shared {
 }
 
 impl Locks {
+    /// What the keys of locks begin with; their names follow.
+    pub const KEY_PREFIX: &str = "lock:";
+
     /// Locks in this store.
     ///
     /// # Errors
@@ -136,6 +139,12 @@ impl Locks {
         }
     }
 
+    /// Waits until whatever was dropped, locks and claims, is released. To be called before the runtime ends: what is
+    /// not released then expires with its time to live only.
+    pub async fn settled(&self) {
+        self.shared.leases.settled().await;
+    }
+
     /// Who holds a lock and how many wait for it.
     ///
     /// # Errors
@@ -200,9 +209,6 @@ impl Locks {
     }
 }
 
-/// What the keys of locks begin with.
-const PREFIX: &str = "lock:";
-
 fn key(name: &str) -> Result<Key> {
-    Key::new(format!("{PREFIX}{name}"))
+    Key::new(format!("{}{name}", Locks::KEY_PREFIX))
 }

@@ -7,9 +7,12 @@ pub(crate) mod copy;
 pub(crate) mod count;
 pub(crate) mod delete;
 pub(crate) mod doctor;
+pub(crate) mod elect;
 pub(crate) mod get;
+mod hold;
 pub(crate) mod increment;
 pub(crate) mod list;
+pub(crate) mod lock;
 pub(crate) mod put;
 pub(crate) mod take;
 pub(crate) mod ttl;
@@ -57,6 +60,8 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Copy(args) => copy::run(context, &args).await,
         Command::Doctor(_) => doctor::run(context).await,
         Command::Bench(args) => bench::run(context, args).await,
+        Command::Lock(args) => lock::run(context, args).await,
+        Command::Elect(args) => elect::run(context, args).await,
         Command::Window(args) => window::run(context, *args).await,
         Command::Completions(args) => completions::run(&args),
     }?;
@@ -132,6 +137,12 @@ pub(crate) async fn interrupted() {
         let _ = signal::ctrl_c().await;
         process::exit(Exit::Interrupted as i32);
     });
+}
+
+/// Parses a duration that may be none: 0s.
+pub(crate) fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
+    let none = text.trim_end_matches(char::is_alphabetic) == "0";
+    if none { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 /// Parses a time to live.

@@ -10,6 +10,7 @@ use std::{
 
 use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
 use tokio::{runtime::Handle, time::Instant};
+use tokio_util::task::TaskTracker;
 
 use super::{
     held::Held,
@@ -17,7 +18,7 @@ use super::{
     transition::{Claim, Claimed, Release, Released, Show, micros_of},
     wake::Wakeups,
 };
-use crate::holders::label_of_process;
+use crate::holders::{process_name, to_label};
 
 /// Times to live that clocks and networks can keep.
 const SHORTEST: Duration = Duration::from_millis(20);
@@ -40,6 +41,8 @@ pub(crate) struct Leases {
     claims: AtomicU64,
     wakeups: Arc<Wakeups>,
     runtime: OnceLock<Handle>,
+    /// What is given back in the background.
+    abandoned: TaskTracker,
 }
 
 /// What is asked for.
@@ -65,8 +68,16 @@ impl Leases {
         }
         let process = format!("{:016x}", fastrand::u64(..));
         let wakeups = Wakeups::new(store.clone());
-        let label = label_of_process();
-        Ok(Self { store, process, label, claims: AtomicU64::new(0), wakeups, runtime: OnceLock::new() })
+        let label = to_label(process_name().as_bytes());
+        Ok(Self {
+            store,
+            process,
+            label,
+            claims: AtomicU64::new(0),
+            wakeups,
+            runtime: OnceLock::new(),
+            abandoned: TaskTracker::new(),
+        })
     }
 
     /// All of something that one holds at a time.
@@ -179,11 +190,19 @@ impl Leases {
     pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String) {
         let Some(runtime) = self.runtime.get() else { return };
         let leases = Arc::clone(self);
-        runtime.spawn(async move {
+        let release = async move {
             if let Err(error) = leases.release(&key, &owner).await {
                 tracing::debug!(%key, %error, "not given back: it will expire");
             }
-        });
+        };
+        self.abandoned.spawn_on(release, runtime);
+    }
+
+    /// Waits until all that was dropped is given back.
+    pub(crate) async fn settled(&self) {
+        self.abandoned.close();
+        self.abandoned.wait().await;
+        self.abandoned.reopen();
     }
 
     /// The time of the store in microseconds, who holds and who waits.

@@ -13,8 +13,7 @@ const TTL: Duration = Duration::from_secs(5);
 async fn lock(servers: &[Redis]) -> Redlock {
     let mut stores = Vec::new();
     for server in servers {
-        let url =
-            format!("{}?connect_timeout=200ms&retries=0", server.url());
+        let url = format!("{}?connect_timeout=200ms&retries=0", server.url());
         stores.push(commonhold::open(&url).await.unwrap());
     }
     Redlock::new(stores).unwrap()

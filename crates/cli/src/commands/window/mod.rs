@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use commonhold::window::{self, JobName};
 
-use super::{Context, parse_duration};
+use super::{Context, parse_duration, parse_duration_or_none};
 use crate::failure::Result;
 
 /// Fold a stream of events into keyed windows, each event counted once
@@ -88,7 +88,7 @@ struct Fold {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "size", conflicts_with = "session")]
     slide: Option<Duration>,
     /// How long to wait for events that are out of order, in time of the events: 0s unless given
-    #[arg(long, value_name = "DURATION", value_parser = parse_lateness)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none)]
     lateness: Option<Duration>,
     /// Write events that come later than that to this file
     #[arg(long, value_name = "FILE")]
@@ -169,12 +169,6 @@ enum OnError {
     Stop,
     /// Count it, report it and go on
     Skip,
-}
-
-/// As any duration, but that there may be none.
-fn parse_lateness(text: &str) -> Result<Duration, String> {
-    let none = text.trim_end_matches(char::is_alphabetic) == "0";
-    if none { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {

@@ -1,0 +1,75 @@
+//! `elect`: runs a command while this process leads, or shows who leads.
+
+use std::{ffi::OsString, time::Duration};
+
+use commonhold::coordination::Election;
+
+use super::{Context, hold, interrupted, lock, parse_duration};
+use crate::{
+    failure::{Exit, Failure, Result},
+    output::note,
+};
+
+/// Run a command while this process is the leader, or show who leads
+///
+/// It waits until it is chosen. The command sees its fencing token in COMMONHOLD_FENCE. If the lead is lost meanwhile,
+/// the command is ended (SIGTERM, and after 5 seconds SIGKILL) and it campaigns again; when the command ends by itself
+/// it resigns and ends too.
+///
+/// Without a command it shows who leads.
+///
+/// Exit code: that of the command (127 if there is none of that name, 126 if it cannot be run, 128 and the number of
+/// the signal that ended it); 3 if the store is unavailable.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  commonhold --store redis://cache elect scheduler -- ./scheduler
+  commonhold --store redis://cache elect scheduler --value 10.0.0.7:8080 --ttl 5s -- ./scheduler
+  commonhold --store redis://cache elect scheduler --watch")]
+pub(crate) struct Args {
+    /// The name of the election
+    name: String,
+    /// What the others see of the leader, at most 1 KiB: the process and the machine unless given
+    #[arg(long)]
+    value: Option<String>,
+    /// How long the lead lasts after this process is gone: from 20ms to 365d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s")]
+    ttl: Duration,
+    /// Show who leads, again and again until Ctrl-C
+    #[arg(long, conflicts_with = "command")]
+    watch: bool,
+    /// The command and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
+    let election = Election::new(context.open().await?, &args.name)?;
+    if args.command.is_empty() {
+        let list = async || Ok(vec![(args.name.clone(), election.show().await?)]);
+        return lock::show(context, args.watch, list).await;
+    }
+    let value = args.value.clone().unwrap_or_else(commonhold::coordination::process_name);
+    loop {
+        let lead = tokio::select! {
+            lead = election.campaign(&value, args.ttl) => lead?,
+            () = interrupted() => {
+                election.settled().await;
+                return Err(Failure::new(Exit::Interrupted, "stopped before it was chosen"));
+            }
+        };
+        match hold::run(&args.command, &args.name, lead.fence(), lead.lost().cancelled_owned()).await {
+            Ok(hold::Ended::By(status)) => {
+                if !lead.resign().await? {
+                    note("warning: the lead was lost before the command ended");
+                }
+                return hold::exit_as(status);
+            }
+            Ok(hold::Ended::Lost) => note("the lead was lost, and the command ended: campaigning again"),
+            Err(failure) => {
+                let _ = lead.resign().await;
+                return Err(failure);
+            }
+        }
+    }
+}

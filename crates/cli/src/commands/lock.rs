@@ -1,0 +1,148 @@
+//! `lock`: runs a command while holding a lock, or shows who holds locks.
+
+use std::{ffi::OsString, time::Duration};
+
+use commonhold::{
+    Scan, Store,
+    coordination::{Holders, Locks},
+};
+use futures_util::TryStreamExt as _;
+
+use super::{Context, hold, interrupted, parse_duration, parse_duration_or_none, unless_interrupted};
+use crate::failure::{Exit, Failure, Result};
+
+/// Run a command while holding a lock, or show who holds locks
+///
+/// The command is run once the lock is had, and sees its fencing token in COMMONHOLD_FENCE. The lock is renewed until
+/// the command ends. If the lock is lost meanwhile (the store is away for longer than --ttl) the command is ended:
+/// SIGTERM, and after 5 seconds SIGKILL.
+///
+/// Without a command it shows who holds the lock, or all locks.
+///
+/// Exit code: that of the command (127 if there is none of that name, 126 if it cannot be run, 128 and the number of
+/// the signal that ended it); 1 if the lock was not had; 3 if it was lost, or the store is unavailable.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  commonhold --store redis://cache lock nightly-report -- ./report.sh
+  commonhold --store redis://cache lock deploy --wait 10m --ttl 1m -- make deploy
+  commonhold --store redis://cache lock cleanup --wait 0s -- ./cleanup.sh   # not had: exit code 1
+  commonhold --store redis://cache lock --watch
+
+A disk: store is open in one process at a time; to hold a lock between processes takes a shared store.")]
+pub(crate) struct Args {
+    /// The name of the lock
+    name: Option<String>,
+    /// How long the lock is held after this process is gone: from 20ms to 365d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    ttl: Duration,
+    /// How long to wait for the lock; 0s is not to wait
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "10s")]
+    wait: Duration,
+    /// Show who holds it, again and again until Ctrl-C
+    #[arg(long, conflicts_with = "command")]
+    watch: bool,
+    /// The command and its arguments
+    #[arg(last = true, value_name = "CMD", requires = "name")]
+    command: Vec<OsString>,
+}
+
+pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
+    let store = context.open().await?;
+    let locks = Locks::new(store.clone())?;
+    match &args.name {
+        Some(name) if !args.command.is_empty() => run_under(&locks, name, &args).await,
+        name => {
+            let list = async || match name {
+                Some(name) => Ok(vec![(name.clone(), locks.show(name).await?)]),
+                None => all(&store, &locks).await,
+            };
+            show(context, args.watch, list).await
+        }
+    }
+}
+
+async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
+    let claim = async {
+        match args.wait {
+            Duration::ZERO => locks.try_acquire(name, args.ttl).await,
+            wait => locks.acquire(name, args.ttl, wait).await,
+        }
+    };
+    let claimed = tokio::select! {
+        claimed = claim => claimed,
+        () = interrupted() => {
+            locks.settled().await;
+            return Err(Failure::new(Exit::Interrupted, "stopped before the lock was had"));
+        }
+    };
+    let Some(guard) = claimed? else {
+        locks.settled().await;
+        let failure = Failure::no(format!("the lock {name:?} is held by somebody else"));
+        return Err(failure.help("without a command, `commonhold lock` shows who holds what"));
+    };
+    let lost = guard.lost();
+    match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned()).await {
+        Ok(hold::Ended::By(status)) => {
+            if !guard.release().await? {
+                crate::output::note("warning: the lock was lost before the command ended");
+            }
+            hold::exit_as(status)
+        }
+        Ok(hold::Ended::Lost) => Err(hold::lost("lock", name)),
+        Err(failure) => {
+            let _ = guard.release().await;
+            Err(failure)
+        }
+    }
+}
+
+/// All locks that are there, by name.
+async fn all(store: &Store, locks: &Locks) -> Result<Vec<(String, Holders)>> {
+    let scan = Scan::prefix(commonhold::Prefix::new(Locks::KEY_PREFIX)?).keys_only();
+    let mut names: Vec<String> = store
+        .scan(scan)
+        .try_filter_map(async |(key, _)| {
+            let name =
+                std::str::from_utf8(key.as_bytes()).ok().and_then(|key| key.strip_prefix(Locks::KEY_PREFIX));
+            Ok(name.map(str::to_owned))
+        })
+        .try_collect()
+        .await?;
+    names.sort();
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        let holders = locks.show(&name).await?;
+        if !holders.holders.is_empty() || holders.waiting > 0 {
+            all.push((name, holders));
+        }
+    }
+    Ok(all)
+}
+
+/// How often what is shown live is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows holders once, or again and again: on a terminal in the same place.
+pub(super) async fn show(
+    context: &mut Context,
+    live: bool,
+    list: impl AsyncFn() -> Result<Vec<(String, Holders)>>,
+) -> Result<()> {
+    let look = async {
+        loop {
+            let all = list().await?;
+            if live && context.out.terminal && !context.out.is_json() {
+                // Clears the screen.
+                context.out.raw(b"\x1b[2J\x1b[H")?;
+            }
+            hold::print(context, &all)?;
+            context.out.flush()?;
+            if !live {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    unless_interrupted(look, "without --watch it is shown once").await
+}
