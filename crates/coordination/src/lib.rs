@@ -4,6 +4,7 @@
 //! atomically and on the store's clock, so that no clock of an instance is trusted. On Redis it runs as a script, which
 //! a property test holds equal to its twin in Rust.
 
+pub mod breaker;
 pub mod counter;
 mod election;
 mod fence;
