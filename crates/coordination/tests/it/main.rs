@@ -1,6 +1,7 @@
 //! Coordination over real stores.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
+mod breakers;
 mod common;
 mod counters;
 mod elections;
