@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io::IsTerminal as _,
     os::unix::process::ExitStatusExt as _,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 
 use clap::builder::styling::Style;
 use commonhold::coordination::{Fence, Holders};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
@@ -37,15 +38,23 @@ pub(crate) enum Ended {
 
 /// Runs a command until it ends or `lost` comes; then it is asked to end (SIGTERM) and after 5 s killed.
 ///
-/// It sees the fencing token in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. SIGTERM is passed on to it; Ctrl-C
-/// reaches it from the terminal.
+/// It sees the fencing token in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. SIGTERM and SIGINT are passed on to
+/// it and to what it has started, which is a process group of its own. Where standard input is a terminal it is not,
+/// because it could not read from there: SIGINT reaches it from the terminal then, and SIGTERM only the command itself.
 pub(crate) async fn run(
     command: &[OsString],
     name: &str,
     fence: Fence,
     lost: impl Future<Output = ()>,
 ) -> Result<Ended> {
-    let mut child = start(command, name, fence)?;
+    let grouped = !std::io::stdin().is_terminal();
+    let mut child = start(command, name, fence, grouped)?;
+    let send = |child: &Child, signal| {
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // One that has just ended needs no signal.
+        let _ =
+            pid.map(|pid| if grouped { kill_process_group(pid, signal) } else { kill_process(pid, signal) });
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     // Caught, so that this process is there to give back what it holds when the command has ended.
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -54,18 +63,26 @@ pub(crate) async fn run(
         tokio::select! {
             status = child.wait() => return Ok(Ended::By(status?)),
             () = &mut lost => {
-                end(&mut child).await?;
+                send(&child, Signal::TERM);
+                if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+                    send(&child, Signal::KILL);
+                    child.wait().await?;
+                }
                 return Ok(Ended::Lost);
             }
             _ = terminate.recv() => send(&child, Signal::TERM),
-            _ = interrupt.recv() => {}
+            _ = interrupt.recv() => if grouped { send(&child, Signal::INT) },
         }
     }
 }
 
-fn start(command: &[OsString], name: &str, fence: Fence) -> Result<Child> {
+fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Result<Child> {
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::usage("no command to run"))?;
-    let started = Command::new(program)
+    let mut started = Command::new(program);
+    if grouped {
+        started.process_group(0);
+    }
+    let started = started
         .args(arguments)
         .env("COMMONHOLD_FENCE", fence.to_string())
         .env("COMMONHOLD_NAME", name)
@@ -78,20 +95,6 @@ fn start(command: &[OsString], name: &str, fence: Fence) -> Result<Child> {
         output::note(format!("{}: {error}", program.to_string_lossy()));
         Failure::of_command(code)
     })
-}
-
-fn send(child: &Child, signal: Signal) {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    // One that has just ended needs no signal.
-    let _ = pid.map(|pid| kill_process(pid, signal));
-}
-
-async fn end(child: &mut Child) -> Result<()> {
-    send(child, Signal::TERM);
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-        child.kill().await?;
-    }
-    Ok(())
 }
 
 /// Ends as the command did.

@@ -15,7 +15,8 @@ use crate::failure::{Exit, Failure, Result};
 ///
 /// The command is run once the lock is had, and sees its fencing token in COMMONHOLD_FENCE. The lock is renewed until
 /// the command ends. If the lock is lost meanwhile (the store is away for longer than --ttl) the command is ended:
-/// SIGTERM, and after 5 seconds SIGKILL.
+/// SIGTERM, and after 5 seconds SIGKILL. If this process itself is killed, the command goes on without a lock: what it
+/// writes must carry the token.
 ///
 /// Without a command it shows who holds the lock, or all locks.
 ///

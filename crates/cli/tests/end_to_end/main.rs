@@ -4,6 +4,7 @@
 mod bytes;
 mod configuration;
 mod copy;
+mod hold;
 mod interruption;
 mod sandbox;
 mod servers;

@@ -136,8 +136,12 @@ impl Running {
     }
 
     pub(crate) fn interrupt(&mut self) {
+        self.signal("INT");
+    }
+
+    pub(crate) fn signal(&mut self, name: &str) {
         let id = self.child().id().to_string();
-        assert!(process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        assert!(process::Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     pub(crate) fn kill(mut self) -> Outcome {

@@ -1,0 +1,122 @@
+//! `lock` and `elect`, between processes, over a real Redis.
+
+use commonhold_testkit::servers::{Redis, shared::redis_url, unique};
+
+use crate::sandbox::{Running, Sandbox};
+
+fn store() -> String {
+    format!("{}?prefix={}:", redis_url(), unique("cli"))
+}
+
+/// Starts a command under a lock, and waits until it runs.
+fn start(sandbox: &Sandbox, store: &str, command: &str, name: &str, script: &str) -> Running {
+    let script = format!("echo running >&2; {script}");
+    let mut running =
+        sandbox.start(["--store", store, command, name, "--ttl", "2s", "--", "sh", "-c", &script]);
+    running.wait_for_note("running");
+    running
+}
+
+#[test]
+fn a_command_runs_under_a_lock_and_its_exit_code_is_that_of_lock() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let script = "echo $COMMONHOLD_NAME $COMMONHOLD_FENCE; exit 7";
+    let outcome = sandbox.run(["--store", &store, "lock", "job", "--", "sh", "-c", script]);
+    assert_eq!(outcome.code, Some(7), "{outcome:?}");
+    let printed = String::from_utf8(outcome.stdout).unwrap();
+    let first: u64 = printed.trim().strip_prefix("job ").unwrap().parse().unwrap();
+    let outcome = sandbox.run(["--store", &store, "lock", "job", "--", "sh", "-c", script]);
+    let printed = String::from_utf8(outcome.stdout).unwrap();
+    assert!(printed.trim().strip_prefix("job ").unwrap().parse::<u64>().unwrap() > first);
+    assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--", "no such command"]).code, Some(127));
+    assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--", "/"]).code, Some(126));
+    assert_eq!(
+        sandbox.run(["--store", &store, "lock", "job", "--", "sh", "-c", "kill -9 $$"]).code,
+        Some(137)
+    );
+    assert_eq!(sandbox.run(["--store", &store, "lock", "--", "true"]).code, Some(2));
+    assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--ttl", "1ms", "--", "true"]).code, Some(2));
+    assert_eq!(sandbox.ok(&["--store", &store, "lock"]).lines().count(), 1, "nobody holds anything");
+}
+
+#[test]
+fn who_does_not_get_the_lock_ends_with_1_and_sees_who_has_it() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let mut holder = start(&sandbox, &store, "lock", "job", "read line");
+    let outcome = sandbox.run(["--store", &store, "lock", "job", "--wait", "0s", "--", "echo", "no"]);
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(1), &b""[..]), "{outcome:?}");
+    assert_eq!(
+        sandbox.run(["--store", &store, "lock", "job", "--wait", "50ms", "--", "echo", "no"]).code,
+        Some(1)
+    );
+    let [shown] = &sandbox.json(&["--store", &store, "lock"])[..] else { panic!() };
+    assert_eq!(shown["name"], "job");
+    let label = shown["holders"][0]["holder"].as_str().unwrap();
+    assert!(label.starts_with(&format!("{}@", holder.child().id())), "{label}");
+    let waiting = sandbox.start(["--store", &store, "lock", "job", "--wait", "100s", "--", "echo", "had"]);
+    drop(holder.child().stdin.take());
+    assert_eq!(holder.end().code, Some(1), "`read` finds the end of its input");
+    let outcome = waiting.end();
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"had\n"[..]), "{outcome:?}");
+}
+
+#[test]
+fn a_lock_comes_free_when_its_holder_is_killed() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let holder = start(&sandbox, &store, "lock", "job", "read line");
+    holder.kill();
+    let outcome = sandbox.run(["--store", &store, "lock", "job", "--wait", "100s", "--", "echo", "had"]);
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"had\n"[..]), "{outcome:?}");
+}
+
+#[test]
+fn a_command_is_ended_when_its_lock_is_lost_because_the_holder_was_stopped() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let script = "trap 'echo ended; exit 1' TERM; while :; do sleep 0.05; done";
+    let mut holder = start(&sandbox, &store, "lock", "job", script);
+    holder.signal("STOP");
+    let outcome = sandbox.run(["--store", &store, "lock", "job", "--wait", "100s", "--", "echo", "had"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    holder.signal("CONT");
+    let outcome = holder.end();
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(3), &b"ended\n"[..]), "{outcome:?}");
+}
+
+#[test]
+fn a_command_and_what_it_started_are_ended_when_its_lock_is_lost_because_the_store_is_away() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    // They take no heed of SIGTERM, and so are killed. Whoever is left would keep the output open.
+    let holder = start(&sandbox, &redis.url(), "lock", "job", "trap '' TERM; sleep 1000 | sleep 1000");
+    redis.kill();
+    let outcome = holder.end();
+    assert_eq!(outcome.code, Some(3), "{outcome:?}");
+}
+
+#[test]
+fn ctrl_c_while_waiting_leaves_the_line_at_once_and_while_running_waits_for_the_command() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let mut holder =
+        start(&sandbox, &store, "lock", "job", "trap 'exit 5' TERM; while :; do sleep 0.05; done");
+    let mut waiting = sandbox.start(["--store", &store, "lock", "job", "--wait", "100s", "--", "echo", "no"]);
+    let line = || sandbox.json(&["--store", &store, "lock", "job"])[0]["waiting"].as_u64().unwrap();
+    while line() == 0 {}
+    waiting.interrupt();
+    assert_eq!(waiting.end().code, Some(130));
+    assert_eq!(line(), 0);
+    holder.signal("TERM");
+    assert_eq!(holder.end().code, Some(5), "the command was told, and the lock is free");
+    let [shown] = &sandbox.json(&["--store", &store, "lock", "job"])[..] else { panic!() };
+    assert_eq!(shown["holders"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn one_process_leads_and_the_next_takes_over() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let first = start(&sandbox, &store, "elect", "e", "read line");
+    let second = sandbox.start(["--store", &store, "elect", "e", "--value", "second", "--", "echo", "leads"]);
+    let waiting = || sandbox.json(&["--store", &store, "elect", "e"])[0]["waiting"].as_u64().unwrap();
+    while waiting() == 0 {}
+    first.kill();
+    let outcome = second.end();
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"leads\n"[..]), "{outcome:?}");
+}
