@@ -1,10 +1,6 @@
--- The token bucket of bucket.rs. ARGV: UNIT FLOW BURST, and what the command adds.
-local unit, flow, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local capacity = burst * unit
-local LIMIT, MAX_LEASES, STAYS = 4503599627370496, 1000, 60000000
 
-local time = redis.call('TIME')
-local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
+-- What a bucket is, with all that instances lease from it.
+local LIMIT, MAX_LEASES, STAYS = 4503599627370496, 1000, 60000000
 
 local level, at, leases = capacity, now, {}
 
@@ -108,7 +104,6 @@ local function store()
   redis.call('SET', KEYS[1], table.concat(words, ' '), 'PX', text(math.ceil((reset() + STAYS) / 1000)))
 end
 
-local state = redis.call('GET', KEYS[1])
 if state then
   if not parse(state) then
     return redis.error_reply('Corrupt what lies under the key is not the state of a token bucket')

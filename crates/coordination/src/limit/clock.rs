@@ -1,24 +1,36 @@
-//! The monotonic clock of this process, read in a few nanoseconds.
+//! The time that local decisions are made by, in microseconds.
 
 use std::sync::Arc;
 
-use commonhold_core::{Clock, Timestamp};
+use commonhold_core::Clock;
 
-/// Counts from its making on: only differences of its times mean something.
+use super::state::now_micros;
+
+/// A clock that does not go back.
 #[derive(Debug)]
-struct Monotonic {
-    clock: quanta::Clock,
-    origin: u64,
+pub(super) enum Time {
+    /// This process's, counted from the making on and read in a few nanoseconds.
+    Monotonic { clock: quanta::Clock, origin: u64 },
+    /// The caller's.
+    Given(Arc<dyn Clock>),
 }
 
-impl Clock for Monotonic {
-    fn now(&self) -> Timestamp {
-        let nanos = self.clock.delta_as_nanos(self.origin, self.clock.raw());
-        Timestamp::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+impl Time {
+    pub(super) fn monotonic() -> Self {
+        let clock = quanta::Clock::new();
+        Self::Monotonic { origin: clock.raw(), clock }
+    }
+
+    #[inline]
+    pub(super) fn micros(&self) -> u64 {
+        match self {
+            Self::Monotonic { clock, origin } => clock.delta_as_nanos(*origin, clock.raw()) / 1_000,
+            Self::Given(clock) => read(clock),
+        }
     }
 }
 
-pub(super) fn monotonic() -> Arc<dyn Clock> {
-    let clock = quanta::Clock::new();
-    Arc::new(Monotonic { origin: clock.raw(), clock })
+#[inline(never)]
+fn read(clock: &Arc<dyn Clock>) -> u64 {
+    now_micros(clock.now())
 }

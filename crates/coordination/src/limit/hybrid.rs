@@ -9,18 +9,17 @@ use std::{
     time::Duration,
 };
 
-use commonhold_core::{Clock, Error, ErrorKind, Key, Result, Retry, Store};
+use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
 use tokio::{runtime::Handle, time::sleep};
 
 use super::{
     Decision, OnUnavailable, TokenBucket,
-    clock::monotonic,
+    clock::Time,
     config::MAX,
     distributed::{key, peek},
     lease::Renew,
     meter::{Meter, Verdict},
     portion::{Local, Portion},
-    state::now_micros,
     unavailable::Fallback,
     wait::until_allowed,
 };
@@ -83,7 +82,7 @@ struct Shared {
     name: Box<str>,
     limit: TokenBucket,
     lease: Duration,
-    clock: Arc<dyn Clock>,
+    time: Time,
     portion: Mutex<Portion>,
     /// One request at a time.
     turn: tokio::sync::Mutex<()>,
@@ -117,16 +116,16 @@ impl HybridLimiter {
         }
         let key = key(&store, name, limit.into())?;
         let fallback = Fallback::new(on_unavailable, limit.into())?;
-        let clock = monotonic();
+        let time = Time::monotonic();
         let length = u64::try_from(lease.as_micros()).unwrap_or(MAX);
-        let portion = Portion::new(limit, fastrand::u64(..MAX), length, now_micros(clock.now()));
+        let portion = Portion::new(limit, fastrand::u64(..MAX), length, time.micros());
         let shared = Shared {
             store,
             key,
             name: name.into(),
             limit,
             lease,
-            clock,
+            time,
             portion: Mutex::new(portion),
             turn: tokio::sync::Mutex::default(),
             renewing: AtomicBool::new(false),
@@ -243,7 +242,7 @@ impl Shared {
             allowed,
             remaining: tokens,
             retry_after: Duration::from_micros(retry_micros),
-            reset_after: Duration::from_micros(retry_micros).max(super::Limit::from(self.limit).memory()),
+            reset_after: self.lease + super::Limit::from(self.limit).memory(),
             degraded: false,
         }))
     }
@@ -266,12 +265,14 @@ impl Shared {
         }
         let (weak, pause) = (Arc::downgrade(shared), shared.lease / 3);
         tokio::spawn(async move {
-            let _ended = Ended(weak.clone());
+            let ended = Ended(weak.clone());
             loop {
                 sleep(pause).await;
                 let Some(shared) = weak.upgrade() else { return };
                 let _turn = shared.turn.lock().await;
                 if shared.portion().idle(shared.now()) {
+                    // Before the turn ends: whoever is next begins another.
+                    drop(ended);
                     return;
                 }
                 let request = shared.exchange(|portion, now| portion.request(0, now));
@@ -283,7 +284,7 @@ impl Shared {
     }
 
     fn now(&self) -> u64 {
-        now_micros(self.clock.now())
+        self.time.micros()
     }
 
     // A std mutex: it is held for a few steps, which cannot panic half-way, and never across an await.

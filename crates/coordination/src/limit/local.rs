@@ -1,6 +1,7 @@
 //! The limiter of one process.
 
 use std::{
+    num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,9 +13,8 @@ use commonhold_core::{Clock, Result};
 
 use super::{
     Decision, Limit, Outcome, SlidingWindow, TokenBucket,
-    clock::monotonic,
+    clock::Time,
     meter::{Meter, Verdict},
-    state::now_micros,
     wait::until_allowed,
     window::Window,
 };
@@ -36,7 +36,7 @@ use super::{
 /// ```
 #[derive(Debug)]
 pub struct LocalLimiter {
-    clock: Arc<dyn Clock>,
+    time: Time,
     state: State,
     meter: Option<Meter>,
 }
@@ -50,18 +50,22 @@ enum State {
 impl LocalLimiter {
     /// A limiter from which nothing was taken yet.
     pub fn new(limit: impl Into<Limit>) -> Self {
-        Self::with_clock(limit, monotonic())
+        Self::on(limit.into(), Time::monotonic())
     }
 
     /// The same on a clock of the caller's. If that clock goes back nevertheless, nothing refills until it is
     /// where it was.
     pub fn with_clock(limit: impl Into<Limit>, clock: Arc<dyn Clock>) -> Self {
-        let now = now_micros(clock.now());
-        let state = match limit.into() {
+        Self::on(limit.into(), Time::Given(clock))
+    }
+
+    fn on(limit: Limit, time: Time) -> Self {
+        let now = time.micros();
+        let state = match limit {
             Limit::Bucket(limit) => State::Bucket(AtomicBucket::full(limit, now)),
             Limit::Window(limit) => State::Window(limit, Mutex::new(Window::empty(limit, now))),
         };
-        Self { clock, state, meter: None }
+        Self { time, state, meter: None }
     }
 
     /// Counts its decisions in the metrics under this name, in the form `local`. Without it nothing is counted.
@@ -87,19 +91,15 @@ impl LocalLimiter {
     #[inline]
     pub fn try_acquire(&self, permits: u64) -> Result<Decision> {
         self.limit().check(permits)?;
-        let now = now_micros(self.clock.now());
-        let decision = Decision::from(match &self.state {
+        let now = self.time.micros();
+        let outcome = match &self.state {
             State::Bucket(bucket) => bucket.take(permits, now),
-            State::Window(limit, window) => {
-                let mut window = lock(window);
-                window.slide(*limit, now);
-                window.take(*limit, permits, now)
-            }
-        });
+            State::Window(limit, window) => take_from(*limit, window, permits, now),
+        };
         if let Some(meter) = &self.meter {
-            meter.count(Verdict::of(decision.allowed), Some(decision.remaining));
+            meter.count(Verdict::of(outcome.allowed), Some(outcome.remaining));
         }
-        Ok(decision)
+        Ok(outcome.into())
     }
 
     /// Waits until so many permits are there and takes them. Callers are not in line: who asks for many may wait
@@ -123,7 +123,7 @@ impl LocalLimiter {
 
     /// What a call for one permit would be told, with what remains before it. Takes nothing.
     pub fn peek(&self) -> Decision {
-        let now = now_micros(self.clock.now());
+        let now = self.time.micros();
         let outcome = match &self.state {
             State::Bucket(bucket) => bucket.peek(now),
             State::Window(limit, window) => {
@@ -140,7 +140,7 @@ impl LocalLimiter {
 
     /// Forgets what was taken.
     pub fn reset(&self) {
-        let now = now_micros(self.clock.now());
+        let now = self.time.micros();
         match &self.state {
             State::Bucket(bucket) => bucket.put(now, bucket.limit.capacity()),
             State::Window(limit, window) => *lock(window) = Window::empty(*limit, now),
@@ -149,7 +149,7 @@ impl LocalLimiter {
 
     /// Takes whatever is there.
     pub(super) fn drain(&self) {
-        let now = now_micros(self.clock.now());
+        let now = self.time.micros();
         match &self.state {
             State::Bucket(bucket) => bucket.put(now, 0),
             State::Window(limit, window) => {
@@ -159,6 +159,14 @@ impl LocalLimiter {
             }
         }
     }
+}
+
+// Apart, so that the way of the bucket stays short where it is inlined.
+#[inline(never)]
+fn take_from(limit: SlidingWindow, window: &Mutex<Window>, permits: u64, now: u64) -> Outcome {
+    let mut window = lock(window);
+    window.slide(limit, now);
+    window.take(limit, permits, now)
 }
 
 // A window is changed by steps that cannot panic half-way, so a poisoned one is whole.
@@ -193,13 +201,13 @@ impl AtomicBucket {
         let need = permits * self.limit.unit();
         let mut empty = self.empty.load(Ordering::Acquire);
         loop {
-            let (level, idle) = self.level(empty, now);
+            let (level, stale) = self.level(empty, now);
             if level < need {
                 return self.outcome(false, level, need);
             }
             // Before the exchange: who sees the new `empty` sees this, too. Who sees only this takes the bucket for
             // less full than it is, and either gives up or makes the exchange below fail.
-            if idle > self.epoch {
+            if stale {
                 self.seen.store(now, Ordering::Relaxed);
             }
             let taken = count(self.limit, now).wrapping_sub(level - need);
@@ -215,30 +223,39 @@ impl AtomicBucket {
         self.outcome(level >= self.limit.unit(), level, self.limit.unit())
     }
 
-    /// The units in it, and for how long it has certainly or possibly been idle.
+    /// The units in it, and whether `seen` is from an earlier epoch.
     #[inline]
-    fn level(&self, empty: u64, now: u64) -> (u64, u64) {
-        let idle = now.saturating_sub(self.seen.load(Ordering::Relaxed));
+    fn level(&self, empty: u64, now: u64) -> (u64, bool) {
         let flowed = count(self.limit, now).wrapping_sub(empty);
-        let level = if idle > self.epoch.saturating_mul(2) {
-            self.limit.capacity()
-        } else if flowed > u64::MAX / 2 {
-            // A clock that another thread has read later, or that went back.
-            0
-        } else {
-            flowed.min(self.limit.capacity())
-        };
-        (level, idle)
+        let idle = now.saturating_sub(self.seen.load(Ordering::Relaxed));
+        if idle > self.epoch {
+            return (self.level_after(idle, flowed), true);
+        }
+        (self.within(flowed), false)
+    }
+
+    #[cold]
+    fn level_after(&self, idle: u64, flowed: u64) -> u64 {
+        if idle / 2 > self.epoch { self.limit.capacity() } else { self.within(flowed) }
     }
 
     #[inline]
+    fn within(&self, flowed: u64) -> u64 {
+        // Less than none: by a clock that another thread has read later, or that went back.
+        if flowed.cast_signed() < 0 { 0 } else { flowed.min(self.limit.capacity()) }
+    }
+
+    // Divisors that are known not to be zero: then whatever the caller does not look at is not computed at all.
+    #[inline]
     fn outcome(&self, allowed: bool, level: u64, need: u64) -> Outcome {
-        let flow = self.limit.flow();
+        let divisor = |number| NonZeroU64::new(number).unwrap_or(NonZeroU64::MIN);
+        let (unit, flow) = (divisor(self.limit.unit()), divisor(self.limit.flow()));
+        let micros = |units: u64| units / flow + u64::from(units % flow > 0);
         Outcome {
             allowed,
-            remaining: level / self.limit.unit(),
-            retry_micros: if allowed { 0 } else { need.saturating_sub(level).div_ceil(flow) },
-            reset_micros: (self.limit.capacity() - level).div_ceil(flow),
+            remaining: level / unit,
+            retry_micros: if allowed { 0 } else { micros(need.saturating_sub(level)) },
+            reset_micros: micros(self.limit.capacity().saturating_sub(level)),
         }
     }
 

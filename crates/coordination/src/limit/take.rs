@@ -109,7 +109,12 @@ impl Transition for Take {
     fn script(&self) -> Option<ScriptCall> {
         let (source, config) = match self.limit {
             Limit::Bucket(limit) => (
-                concat!(include_str!("bucket.lua"), include_str!("take.lua")),
+                concat!(
+                    include_str!("begin.lua"),
+                    include_str!("quick.lua"),
+                    include_str!("bucket.lua"),
+                    include_str!("take.lua")
+                ),
                 vec![limit.unit(), limit.flow(), limit.burst()],
             ),
             Limit::Window(limit) => (include_str!("window.lua"), vec![limit.slice_micros(), limit.permits()]),
