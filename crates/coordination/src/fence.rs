@@ -94,6 +94,20 @@ impl Fenced {
         self.fence
     }
 
+    /// The value under a key, which no older fence can change from now on. Who reads to write what follows from it must
+    /// read in this way: a holder that was late could write in between otherwise.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn get(&self, key: impl IntoKey) -> Result<Option<Bytes>> {
+        let key = owned(key)?;
+        let fence = fence_key(&key)?;
+        if !self.seen().contains(&fence) {
+            self.write(&[fence], Vec::new()).await?;
+        }
+        self.store.get(&key).await
+    }
+
     /// Puts a value.
     ///
     /// # Errors
@@ -162,8 +176,13 @@ impl Fenced {
         }
         keys.sort();
         keys.dedup();
+        self.write(&keys, batch).await
+    }
+
+    /// Has the store see the fence for these keys, and carries out the writes.
+    async fn write(&self, keys: &[Key], batch: Vec<Write>) -> Result<Vec<Applied>> {
         for _ in 0..ATTEMPTS {
-            let found = self.newest(&keys).await?;
+            let found = self.newest(keys).await?;
             let check = |(key, found): (&Key, &Option<Bytes>)| {
                 let condition = found.clone().map_or(Condition::Absent, Condition::Equals);
                 let value = self.fence.to_string().into();
@@ -172,13 +191,13 @@ impl Fenced {
             let writes = keys.iter().zip(&found).map(check).chain(batch.iter().cloned()).collect();
             match self.store.write_batch(writes).await {
                 Ok(applied) => {
-                    self.remember(&keys);
+                    self.remember(keys);
                     return Ok(applied.into_iter().skip(keys.len()).collect());
                 }
                 // Another fence came in between, or else a condition of the batch itself does not hold.
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     self.forget();
-                    if self.newest(&keys).await? == found {
+                    if self.newest(keys).await? == found {
                         return Err(error);
                     }
                 }

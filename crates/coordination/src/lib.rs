@@ -14,6 +14,7 @@ mod lease;
 pub mod limit;
 mod lock;
 mod redlock;
+mod safety;
 mod semaphore;
 mod state;
 mod turn;
@@ -27,5 +28,6 @@ pub use self::{
     holders::{Holder, Holders, process_name},
     lock::Locks,
     redlock::{Redlock, RedlockGuard},
+    safety::Safety,
     semaphore::{RwLock, Semaphore},
 };

@@ -10,6 +10,7 @@ use crate::{
     guard::{Guard, Lease},
     holders::Holders,
     lease::{Leases, Wanted, after},
+    safety::Safety,
     semaphore::{RwLock, Semaphore},
     turn::Turns,
 };
@@ -69,6 +70,11 @@ impl Locks {
     pub fn new(store: Store) -> Result<Self> {
         let shared = Shared { leases: Arc::new(Leases::new(store)?), turns: Arc::default() };
         Ok(Self { shared: Arc::new(shared), fair: false })
+    }
+
+    /// Under which faults the locks keep their promise in this store.
+    pub fn safety(&self) -> Safety {
+        Safety::of(self.shared.leases.store())
     }
 
     /// Strictly in the order in which the claims reach the store: tasks of one process do not hand a lock on to each

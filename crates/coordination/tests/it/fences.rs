@@ -35,6 +35,11 @@ async fn check(place: Place) {
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(store.get("one").await.unwrap(), None);
     assert_eq!(store.get("fence:k").await.unwrap().unwrap(), "2");
+    old.put("read", "old").await.unwrap();
+    assert_eq!(new.get("read").await.unwrap().unwrap(), "old");
+    refused(old.put("read", "late").await.unwrap_err());
+    refused(old.get("read").await.unwrap_err());
+    assert_eq!(new.get("read").await.unwrap().unwrap(), "old");
 }
 
 #[tokio::test]

@@ -94,8 +94,9 @@ async fn count(place: Place, fair: bool) {
                 let mut tokens = Vec::new();
                 for _ in 0..10 {
                     let guard = locks.acquire("l", TTL, PATIENCE).await.unwrap().unwrap();
-                    let value: u64 = store.get_as("n", commonhold::Text).await.unwrap().unwrap_or(0);
                     let fenced = Fenced::new(store.clone(), guard.fence()).unwrap();
+                    let value = fenced.get("n").await.unwrap().unwrap_or_else(|| "0".into());
+                    let value: u64 = std::str::from_utf8(&value).unwrap().parse().unwrap();
                     fenced.put("n", (value + 1).to_string()).await.unwrap();
                     tokens.push(guard.token());
                     assert!(guard.release().await.unwrap());

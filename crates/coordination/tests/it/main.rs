@@ -8,5 +8,6 @@ mod elections;
 mod fences;
 mod limit;
 mod locks;
+mod processes;
 mod redlocks;
 mod semaphores;
