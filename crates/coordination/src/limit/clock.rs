@@ -8,7 +8,7 @@ use super::state::now_micros;
 
 /// A clock that does not go back.
 #[derive(Debug)]
-pub(super) enum Time {
+pub(crate) enum Time {
     /// This process's, counted from the making on and read in a few nanoseconds.
     Monotonic { clock: quanta::Clock, origin: u64 },
     /// The caller's.
@@ -16,13 +16,13 @@ pub(super) enum Time {
 }
 
 impl Time {
-    pub(super) fn monotonic() -> Self {
+    pub(crate) fn monotonic() -> Self {
         let clock = quanta::Clock::new();
         Self::Monotonic { origin: clock.raw(), clock }
     }
 
     #[inline]
-    pub(super) fn micros(&self) -> u64 {
+    pub(crate) fn micros(&self) -> u64 {
         match self {
             Self::Monotonic { clock, origin } => clock.delta_as_nanos(*origin, clock.raw()) / 1_000,
             Self::Given(clock) => read(clock),

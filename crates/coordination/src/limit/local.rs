@@ -186,6 +186,7 @@ struct AtomicBucket {
     empty: AtomicU64,
     /// The microsecond of a call: of the last one, or of one at most an epoch before.
     seen: AtomicU64,
+    capacity: u64,
     /// Microseconds in which a sixteenth of the count goes by, which is more than any bucket holds.
     epoch: u64,
 }
@@ -193,7 +194,8 @@ struct AtomicBucket {
 impl AtomicBucket {
     fn full(limit: TokenBucket, now: u64) -> Self {
         let empty = AtomicU64::new(count(limit, now).wrapping_sub(limit.capacity()));
-        Self { limit, empty, seen: AtomicU64::new(now), epoch: (u64::MAX >> 4) / limit.flow() }
+        let epoch = (u64::MAX >> 4) / limit.flow();
+        Self { limit, empty, seen: AtomicU64::new(now), capacity: limit.capacity(), epoch }
     }
 
     #[inline]
@@ -236,13 +238,13 @@ impl AtomicBucket {
 
     #[cold]
     fn level_after(&self, idle: u64, flowed: u64) -> u64 {
-        if idle / 2 > self.epoch { self.limit.capacity() } else { self.within(flowed) }
+        if idle / 2 > self.epoch { self.capacity } else { self.within(flowed) }
     }
 
     #[inline]
     fn within(&self, flowed: u64) -> u64 {
         // Less than none: by a clock that another thread has read later, or that went back.
-        if flowed.cast_signed() < 0 { 0 } else { flowed.min(self.limit.capacity()) }
+        if flowed.cast_signed() < 0 { 0 } else { flowed.min(self.capacity) }
     }
 
     // Divisors that are known not to be zero: then whatever the caller does not look at is not computed at all.
@@ -255,7 +257,7 @@ impl AtomicBucket {
             allowed,
             remaining: level / unit,
             retry_micros: if allowed { 0 } else { micros(need.saturating_sub(level)) },
-            reset_micros: micros(self.limit.capacity().saturating_sub(level)),
+            reset_micros: micros(self.capacity.saturating_sub(level)),
         }
     }
 

@@ -27,7 +27,7 @@
 //! ```
 
 mod bucket;
-mod clock;
+pub(crate) mod clock;
 mod config;
 mod distributed;
 mod hybrid;

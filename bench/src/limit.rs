@@ -1,0 +1,184 @@
+//! Rate limiters: the local one against `governor`, the distributed one against the script that applications write
+//! themselves on the raw client, and the hybrid one against the distributed one.
+
+use std::{hint::black_box, num::NonZeroU32, sync::Arc, time::Duration};
+
+use commonhold::{
+    Store,
+    coordination::limit::{
+        DistributedLimiter, HybridLimiter, LocalLimiter, OnUnavailable, Rate, TokenBucket,
+    },
+    redis::{RedisBackend, RedisConfig},
+    url::StoreUrl,
+};
+use commonhold_testkit::servers::{shared::redis_url, unique};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use redis::{IntoConnectionInfo as _, RedisResult, Script, aio::MultiplexedConnection, io::tcp::TcpSettings};
+use tokio::runtime::Runtime;
+
+use crate::harness::{Comparison, Plan, breathe, compare, segment, tasks};
+
+/// A token bucket as tutorials have it: floats, the time and the state in one script.
+const SCRIPT: &str = "
+    local rate, capacity = tonumber(ARGV[1]), tonumber(ARGV[2])
+    local time = redis.call('TIME')
+    local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+    local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+    local tokens, at = tonumber(bucket[1]) or capacity, tonumber(bucket[2]) or now
+    tokens = math.min(capacity, tokens + math.max(now - at, 0) * rate)
+    local allowed = 0
+    if tokens >= 1 then
+        tokens = tokens - 1
+        allowed = 1
+    end
+    redis.call('HSET', KEYS[1], 'tokens', tokens, 'at', now)
+    redis.call('EXPIRE', KEYS[1], 3600)
+    return {allowed, math.floor(tokens)}";
+
+const LEASE: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
+    println!("\n### Rate limiters\n\n{}", Comparison::HEADING);
+    for tasks in [1, 2] {
+        for (what, rate, burst) in [("allowed", 1_000_000_000, u32::MAX), ("mostly refused", 1_000, 10)] {
+            println!("{}", local(runtime, pairs, tasks, what, rate, burst)?);
+        }
+    }
+    let store = runtime.block_on(open())?;
+    let raw = runtime.block_on(connect()).map_err(raw_error)?;
+    for tasks in [1, 64] {
+        println!("{}", distributed(runtime, pairs, tasks, &store, &raw)?);
+    }
+    for tasks in [1, 64] {
+        println!("{}", hybrid(runtime, pairs, tasks, &store)?);
+    }
+    runtime.block_on(store.clear("")).map(drop)
+}
+
+async fn open() -> commonhold::Result<Store> {
+    let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(unique("bench:"));
+    Ok(Store::new(RedisBackend::open(config).await?))
+}
+
+async fn connect() -> RedisResult<MultiplexedConnection> {
+    let info = redis_url().into_connection_info()?;
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    redis::Client::open(info)?.get_multiplexed_async_connection().await
+}
+
+fn raw_error(error: redis::RedisError) -> commonhold::Error {
+    commonhold::Error::new(commonhold::ErrorKind::Unavailable, error.to_string())
+}
+
+fn local(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    what: &str,
+    rate: u64,
+    burst: u32,
+) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: 1 << 21, tasks: count };
+    let limit = TokenBucket::new(Rate::per_second(rate)?, burst.into())?;
+    let ours = Arc::new(LocalLimiter::new(limit));
+    let quota = u32::try_from(rate).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+    let quota = Quota::per_second(quota).allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN));
+    let theirs: Arc<DefaultDirectRateLimiter> = Arc::new(RateLimiter::direct(quota));
+    Ok(compare(
+        format!("local, {what}, against `governor`, {}", tasks(count)),
+        pairs,
+        || {
+            segment(runtime, plan, |_, share| {
+                let limiter = Arc::clone(&ours);
+                async move {
+                    let mut allowed = 0_u64;
+                    for _ in 0..share {
+                        allowed += u64::from(limiter.try_acquire(1).is_ok_and(|decision| decision.allowed));
+                    }
+                    black_box(allowed);
+                }
+            })
+        },
+        || {
+            segment(runtime, plan, |_, share| {
+                let limiter = Arc::clone(&theirs);
+                async move {
+                    let mut allowed = 0_u64;
+                    for _ in 0..share {
+                        allowed += u64::from(limiter.check().is_ok());
+                    }
+                    black_box(allowed);
+                }
+            })
+        },
+    ))
+}
+
+/// More than any run takes.
+fn plenty() -> commonhold::Result<TokenBucket> {
+    TokenBucket::new(Rate::per_second(1_000_000_000)?, 1_000_000_000)
+}
+
+async fn decide(limiter: DistributedLimiter, share: u64) {
+    for _ in 0..share {
+        let decision = limiter.try_acquire(1).await;
+        assert!(decision.is_ok_and(|decision| decision.allowed && !decision.degraded));
+    }
+}
+
+fn distributed(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    store: &Store,
+    raw: &MultiplexedConnection,
+) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: if count == 1 { 1 << 12 } else { 1 << 15 }, tasks: count };
+    let ours = DistributedLimiter::new(store.clone(), "ours", plenty()?, OnUnavailable::Refuse)?;
+    let (script, key) = (Arc::new(Script::new(SCRIPT)), unique("bench:theirs"));
+    let comparison = compare(
+        format!("distributed, against a raw script, {}", tasks(count)),
+        pairs,
+        || segment(runtime, plan, |_, share| decide(ours.clone(), share)),
+        || {
+            segment(runtime, plan, |_, share| {
+                let (script, mut raw, key) = (Arc::clone(&script), raw.clone(), key.clone());
+                async move {
+                    for _ in 0..share {
+                        let mut call = script.key(&key);
+                        let call = call.arg(1_000_000_000).arg(1_000_000_000);
+                        let reply: RedisResult<(u8, u64)> = call.invoke_async(&mut raw).await;
+                        assert!(reply.is_ok_and(|(allowed, _)| allowed == 1));
+                    }
+                }
+            })
+        },
+    );
+    let mut raw = raw.clone();
+    runtime.block_on(redis::cmd("DEL").arg(&key).exec_async(&mut raw)).map_err(raw_error)?;
+    Ok(comparison)
+}
+
+fn hybrid(runtime: &Runtime, pairs: usize, count: u64, store: &Store) -> commonhold::Result<Comparison> {
+    let plan = |operations| Plan { pairs, operations, tasks: count };
+    let (many, few) = if count == 1 { (1 << 20, 1 << 12) } else { (1 << 21, 1 << 15) };
+    let distributed = DistributedLimiter::new(store.clone(), "theirs", plenty()?, OnUnavailable::Refuse)?;
+    let hybrid = HybridLimiter::new(store.clone(), "leased", plenty()?, LEASE, OnUnavailable::Refuse)?;
+    Ok(compare(
+        format!("hybrid, against distributed, {}", tasks(count)),
+        pairs,
+        || {
+            segment(runtime, plan(many), |_, share| {
+                let limiter = hybrid.clone();
+                async move {
+                    for call in 0..share {
+                        let decision = limiter.try_acquire(1).await;
+                        assert!(decision.is_ok_and(|decision| decision.allowed && !decision.degraded));
+                        breathe(call).await;
+                    }
+                }
+            })
+        },
+        || segment(runtime, plan(few), |_, share| decide(distributed.clone(), share)),
+    ))
+}
