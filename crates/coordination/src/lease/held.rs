@@ -12,7 +12,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    leases::{Leases, check_ttl},
+    leases::{Leases, Wanted, check_ttl},
     transition::{Renew, micros_of},
 };
 
@@ -31,6 +31,7 @@ pub(crate) struct Held {
 struct Shared {
     leases: Arc<Leases>,
     key: Key,
+    capacity: i64,
     owner: String,
     term: Mutex<Term>,
     lost: CancellationToken,
@@ -47,17 +48,11 @@ struct Term {
 
 impl Held {
     /// A lease that was granted to a request which was sent at this time.
-    pub(crate) fn new(
-        leases: Arc<Leases>,
-        key: Key,
-        owner: String,
-        ttl: Duration,
-        sent: Instant,
-        label: String,
-    ) -> Self {
+    pub(crate) fn new(leases: Arc<Leases>, wanted: &Wanted, owner: String, sent: Instant) -> Self {
+        let Wanted { key, capacity, ttl, label, .. } = wanted.clone();
         let term = Term { ttl, deadline: deadline(sent, ttl), label, floor: 0 };
         let lost = CancellationToken::new();
-        let shared = Arc::new(Shared { leases, key, owner, term: Mutex::new(term), lost });
+        let shared = Arc::new(Shared { leases, key, capacity, owner, term: Mutex::new(term), lost });
         let renewal = tokio::spawn(renew(Arc::clone(&shared)));
         Self { shared, renewal, given_back: false }
     }
@@ -104,7 +99,8 @@ impl Held {
     /// A dropped future gives it back in the background.
     pub(crate) async fn release(mut self) -> Result<bool> {
         self.stop();
-        let held = self.shared.leases.release(&self.shared.key, &self.shared.owner).await?;
+        let held =
+            self.shared.leases.release(&self.shared.key, &self.shared.owner, self.shared.capacity).await?;
         self.given_back = true;
         Ok(held)
     }
@@ -120,7 +116,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         if !self.given_back {
             self.stop();
-            self.shared.leases.abandon(self.shared.key.clone(), self.shared.owner.clone());
+            let Shared { leases, key, owner, capacity, .. } = &*self.shared;
+            leases.abandon(key.clone(), owner.clone(), *capacity);
         }
     }
 }

@@ -13,6 +13,24 @@ local function int(digits)
 end
 
 local state = redis.call('GET', KEYS[1])
+
+-- What most calls meet: nobody else holds or waits.
+if command == 'claim' and (not state or (#state <= 16 and string.find(state, '^%d+$'))) then
+  local ttl, weight, capacity, tokens = tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8])
+  local token = math.max(now, int(state or '0') + 1)
+  if not corrupt and weight <= capacity then
+    local value = string.format('%.0f H %s %s %.0f %s %.0f %s', token + tokens - 1, owner, ARGV[5], token, ARGV[3], now + ttl, ARGV[4])
+    redis.call('SET', KEYS[1], value, 'PX', string.format('%.0f', math.ceil((ttl + REMEMBERED) / 1000)))
+    return 'granted ' .. string.format('%.0f', token)
+  end
+elseif command == 'release' and state then
+  local _, to, digits, who, ttl, expires = string.find(state, '^(%d+) H ([!-~]+) %d+ %d+ (%d+) (%d+) [!-~]+$')
+  if to and who == owner and #digits <= 16 and #expires <= 15 and tonumber(expires) > now then
+    redis.call('SET', KEYS[1], digits, 'PX', REMEMBERED / 1000)
+    return '1'
+  end
+end
+
 local last, holders, waiters, held = 0, {}, {}, 0
 if state then
   local _, at, digits = string.find(state, '^(%d+)')
@@ -77,10 +95,16 @@ end
 
 if command == 'release' then
   local holder, waiter = find(holders), find(waiters)
-  if holder then table.remove(holders, holder) end
+  if holder then held = held - table.remove(holders, holder).weight end
   if waiter then table.remove(waiters, waiter) end
   if holder or waiter then put() end
-  return (holder and '1' or '0') .. ' ' .. (#waiters > 0 and '1' or '0')
+  local reply, free = { holder and '1' or '0' }, tonumber(ARGV[3]) - held
+  for _, w in ipairs(waiters) do
+    free = free - w.weight
+    if free < 0 then break end
+    table.insert(reply, w.who)
+  end
+  return table.concat(reply, ' ')
 end
 
 local ttl, label = tonumber(ARGV[3]), ARGV[4]

@@ -101,7 +101,7 @@ impl Leases {
         let _ = self.runtime.set(Handle::current());
         let number = self.claims.fetch_add(1, Ordering::Relaxed);
         let owner = format!("{}.{number}", self.process);
-        let begun = Begun { leases: self, key: wanted.key.clone(), owner: owner.clone(), settled: false };
+        let begun = Begun { leases: self, wanted, owner: owner.clone(), settled: false };
         let claim = Claim {
             owner: owner.clone(),
             label: wanted.label.clone(),
@@ -111,7 +111,7 @@ impl Leases {
             patience: deadline.map_or(0, |_| micros_of(PATIENCE)),
             tokens: wanted.tokens,
         };
-        let place = deadline.map(|_| self.wakeups.wait_for(&wanted.key));
+        let place = deadline.map(|_| self.wakeups.wait_for(&owner));
         let mut failures = 0;
         loop {
             // Registered before it is asked: a release in between is heard.
@@ -121,9 +121,7 @@ impl Leases {
             let pause = match claimed.and_then(|reply| Claimed::decode(&reply)) {
                 Ok(Claimed::Granted(token)) => {
                     begun.nothing_is_left();
-                    let label = wanted.label.clone();
-                    let held =
-                        Held::new(Arc::clone(self), wanted.key.clone(), owner, wanted.ttl, sent, label);
+                    let held = Held::new(Arc::clone(self), wanted, owner, sent);
                     return Ok(Some((held, token)));
                 }
                 Ok(Claimed::Taken(_)) if deadline.is_none() && failures == 0 => {
@@ -165,14 +163,15 @@ impl Leases {
     }
 
     /// Gives back what this owner holds, and says whether it held something. Whoever waits is told.
-    pub(crate) async fn release(&self, key: &Key, owner: &str) -> Result<bool> {
+    pub(crate) async fn release(&self, key: &Key, owner: &str, capacity: i64) -> Result<bool> {
+        let release = Release { owner: owner.to_owned(), capacity };
         let mut failures = 0;
         loop {
-            match self.store.transact(key, Release { owner: owner.to_owned() }).await {
+            match self.store.transact(key, release.clone()).await {
                 Ok(reply) => {
-                    let Released { held, awaited } = Released::decode(&reply);
-                    if awaited {
-                        self.wakeups.tell(key).await;
+                    let Released { held, next } = Released::decode(&reply);
+                    if !next.is_empty() {
+                        self.wakeups.tell(&next).await;
                     }
                     // One whose answer was lost held it.
                     return Ok(held || failures > 0);
@@ -187,11 +186,11 @@ impl Leases {
     }
 
     /// Gives back in the background. It expires if that fails.
-    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String) {
+    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String, capacity: i64) {
         let Some(runtime) = self.runtime.get() else { return };
         let leases = Arc::clone(self);
         let release = async move {
-            if let Err(error) = leases.release(&key, &owner).await {
+            if let Err(error) = leases.release(&key, &owner, capacity).await {
                 tracing::debug!(%key, %error, "not given back: it will expire");
             }
         };
@@ -214,7 +213,7 @@ impl Leases {
 /// A claim that may have been granted. Dropping it gives back what it may have.
 struct Begun<'a> {
     leases: &'a Arc<Leases>,
-    key: Key,
+    wanted: &'a Wanted,
     owner: String,
     settled: bool,
 }
@@ -228,7 +227,7 @@ impl Begun<'_> {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if !self.settled {
-            self.leases.abandon(self.key.clone(), self.owner.clone());
+            self.leases.abandon(self.wanted.key.clone(), self.owner.clone(), self.wanted.capacity);
         }
     }
 }

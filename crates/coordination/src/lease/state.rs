@@ -117,9 +117,21 @@ impl State {
         holders.chain(self.waiters.iter().map(|waiter| waiter.term.expires)).max()
     }
 
+    /// Those who wait and would be given what they want now, in their order.
+    pub(crate) fn next(&self, capacity: i64) -> impl Iterator<Item = &str> {
+        let mut free = capacity.saturating_sub(self.held());
+        self.waiters.iter().map_while(move |waiter| {
+            free = free.saturating_sub(waiter.weight);
+            (free >= 0).then_some(&*waiter.owner)
+        })
+    }
+
+    fn held(&self) -> i64 {
+        self.holders.iter().fold(0, |held: i64, holder| held.saturating_add(holder.weight))
+    }
+
     /// Whether this much fits beside what is held.
     pub(crate) fn fits(&self, weight: i64, capacity: i64) -> bool {
-        let held = self.holders.iter().fold(0, |held: i64, holder| held.saturating_add(holder.weight));
-        held.saturating_add(weight) <= capacity
+        self.held().saturating_add(weight) <= capacity
     }
 }

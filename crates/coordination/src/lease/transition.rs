@@ -55,6 +55,7 @@ pub(crate) struct Renew {
 #[derive(Debug, Clone)]
 pub(crate) struct Release {
     pub(crate) owner: String,
+    pub(crate) capacity: i64,
 }
 
 /// Changes nothing; replies the time in microseconds and what is left of the state.
@@ -62,12 +63,12 @@ pub(crate) struct Release {
 pub(crate) struct Show;
 
 /// What became of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Released {
     /// Whether something was held.
     pub(crate) held: bool,
-    /// Whether somebody waits.
-    pub(crate) awaited: bool,
+    /// Those who wait and would be given what they want now.
+    pub(crate) next: Vec<String>,
 }
 
 impl Transition for Claim {
@@ -164,7 +165,7 @@ impl Transition for Release {
         "release"
     }
 
-    /// Replies whether something was held and whether somebody waits, each `0` or `1`.
+    /// Replies whether something was held, `0` or `1`, and who would be given what it wants now.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
@@ -172,7 +173,10 @@ impl Transition for Release {
         state.holders.retain(|holder| holder.owner != self.owner);
         state.waiters.retain(|waiter| waiter.owner != self.owner);
         let held = state.holders.len() < holders;
-        let reply = format!("{} {}", u8::from(held), u8::from(!state.waiters.is_empty()));
+        let mut reply = String::from(if held { "1" } else { "0" });
+        for owner in state.next(self.capacity) {
+            reply.extend([" ", owner]);
+        }
         if !held && state.waiters.len() == waiters {
             return Ok(Step::nothing(reply));
         }
@@ -180,13 +184,15 @@ impl Transition for Release {
     }
 
     fn script(&self) -> Option<ScriptCall> {
-        call(&[&"release", &self.owner])
+        call(&[&"release", &self.owner, &self.capacity])
     }
 }
 
 impl Released {
     pub(crate) fn decode(reply: &[u8]) -> Self {
-        Self { held: reply.starts_with(b"1"), awaited: reply.ends_with(b" 1") }
+        let reply = String::from_utf8_lossy(reply);
+        let mut words = reply.split(' ');
+        Self { held: words.next() == Some("1"), next: words.map(str::to_owned).collect() }
     }
 }
 
@@ -271,7 +277,7 @@ mod tests {
         }
 
         fn release(&mut self, owner: &str, now: i64) -> Released {
-            Released::decode(&self.apply(&Release { owner: owner.into() }, now))
+            Released::decode(&self.apply(&Release { owner: owner.into(), capacity: 1 }, now))
         }
     }
 
@@ -290,7 +296,7 @@ mod tests {
         lock.claim(&claim("a", SECOND), 0);
         lock.claim(&waiting("b"), 1);
         lock.claim(&waiting("c"), 2);
-        assert_eq!(lock.release("a", 3), Released { held: true, awaited: true });
+        assert_eq!(lock.release("a", 3), Released { held: true, next: vec!["b".into()] });
         assert!(matches!(lock.claim(&claim("d", SECOND), 4), Claimed::Taken(_)));
         assert!(matches!(lock.claim(&waiting("c"), 4), Claimed::Taken(_)));
         assert!(matches!(lock.claim(&waiting("b"), 4), Claimed::Granted(_)));
@@ -365,7 +371,8 @@ mod tests {
             Box::new(renew) as Box<dyn Transition>
         });
         let shows = Just(()).prop_map(|()| Box::new(Show) as Box<dyn Transition>);
-        let releases = owner().prop_map(|owner| Box::new(Release { owner }) as Box<dyn Transition>);
+        let releases =
+            owner().prop_map(|owner| Box::new(Release { owner, capacity: 3 }) as Box<dyn Transition>);
         let times = prop_oneof![4 => 0..2 * SECOND, 1 => 0..100 * SECOND, 1 => -20 * SECOND..0];
         prop::collection::vec(
             (times, prop_oneof![3 => claims, 1 => renewals, 1 => releases, 1 => shows]),

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use commonhold_core::{Key, Message, Result, Store};
+use commonhold_core::{Message, Result, Store};
 use futures_util::StreamExt as _;
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-/// The channel on which the keys of released leases are told.
+/// The channel on which those are told who are given what they want, by the names of their claims.
 const CHANNEL: &str = "commonhold:released";
 /// How long to wait before the channel is subscribed to again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -24,8 +24,8 @@ pub(crate) struct Wakeups {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Whoever waits for a key, and how many.
-    keys: HashMap<Key, (Arc<Notify>, usize)>,
+    /// By the names of their claims.
+    claims: HashMap<String, Arc<Notify>>,
     /// A task hears for them.
     heard: bool,
 }
@@ -34,7 +34,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Place {
     wakeups: Arc<Wakeups>,
-    key: Key,
+    owner: String,
     notify: Arc<Notify>,
 }
 
@@ -48,35 +48,39 @@ impl Wakeups {
         self.store.capabilities().publish
     }
 
-    /// Tells all who wait anywhere that this was released. They poll as well: a message that is lost delays them.
-    pub(crate) async fn tell(&self, key: &Key) {
+    /// Tells these claims, wherever they wait, that they are next. They poll as well: a message that is lost delays them.
+    pub(crate) async fn tell(&self, owners: &[String]) {
         if self.can_wake() {
-            let told = self.store.publish(CHANNEL, key.as_bytes().to_vec()).await;
-            let _ = told.inspect_err(|error| tracing::debug!(%error, %key, "nobody was told of a release"));
+            let told = self.store.publish(CHANNEL, owners.join(" ")).await;
+            let _ = told.inspect_err(|error| tracing::debug!(%error, "those who are next were not told"));
         }
     }
 
-    pub(crate) fn wait_for(self: &Arc<Self>, key: &Key) -> Place {
+    pub(crate) fn wait_for(self: &Arc<Self>, owner: &str) -> Place {
         let mut waiting = self.waiting();
-        let (notify, count) = waiting.keys.entry(key.clone()).or_default();
-        *count += 1;
-        let notify = Arc::clone(notify);
+        let notify = Arc::<Notify>::default();
+        waiting.claims.insert(owner.to_owned(), Arc::clone(&notify));
         if self.can_wake() && !std::mem::replace(&mut waiting.heard, true) {
             tokio::spawn(hear(Arc::downgrade(self)));
         }
-        Place { wakeups: Arc::clone(self), key: key.clone(), notify }
+        Place { wakeups: Arc::clone(self), owner: owner.to_owned(), notify }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self, key: Option<&[u8]>) {
-        for (waited_for, (notify, _)) in &self.waiting().keys {
-            if key.is_none_or(|key| waited_for.as_bytes() == key) {
+    fn wake(&self, message: &[u8]) {
+        let waiting = self.waiting();
+        for owner in String::from_utf8_lossy(message).split(' ') {
+            if let Some(notify) = waiting.claims.get(owner) {
                 notify.notify_waiters();
             }
         }
+    }
+
+    fn wake_all(&self) {
+        self.waiting().claims.values().for_each(|notify| notify.notify_waiters());
     }
 }
 
@@ -89,13 +93,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut waiting = self.wakeups.waiting();
-        if let Some((_, count)) = waiting.keys.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.keys.remove(&self.key);
-            }
-        }
+        self.wakeups.waiting().claims.remove(&self.owner);
     }
 }
 
@@ -109,7 +107,7 @@ async fn hear(wakeups: Weak<Wakeups>) {
         }
         let Some(wakeups) = wakeups.upgrade() else { return };
         let mut waiting = wakeups.waiting();
-        if waiting.keys.is_empty() {
+        if waiting.claims.is_empty() {
             waiting.heard = false;
             return;
         }
@@ -123,7 +121,7 @@ async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store) -> Result<()> {
     let mut messages = store.subscribe(CHANNEL).await?;
     // What was released before is not told any more.
     if let Some(wakeups) = wakeups.upgrade() {
-        wakeups.wake(None);
+        wakeups.wake_all();
     }
     loop {
         let message = match tokio::time::timeout(IDLE, messages.next()).await {
@@ -133,9 +131,9 @@ async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store) -> Result<()> {
         };
         let Some(wakeups) = wakeups.upgrade() else { return Ok(()) };
         match message {
-            Some(Message::Payload(key)) => wakeups.wake(Some(&key)),
-            Some(Message::Missed) => wakeups.wake(None),
-            None if wakeups.waiting().keys.is_empty() => return Ok(()),
+            Some(Message::Payload(owners)) => wakeups.wake(&owners),
+            Some(Message::Missed) => wakeups.wake_all(),
+            None if wakeups.waiting().claims.is_empty() => return Ok(()),
             None => {}
         }
     }
