@@ -1,5 +1,6 @@
 //! Benchmarks as ratios in one run: `cargo run --release -p commonhold-bench -- memory disk`.
 
+mod breaker;
 mod copy;
 mod disk;
 mod faults;
@@ -34,6 +35,7 @@ struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
+    Breaker,
     Copy,
     Memory,
     Disk,
@@ -66,6 +68,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Redis) {
         redis::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Breaker) {
+        breaker::run(arguments.pairs)?;
     }
     if wanted(What::Faults) {
         faults::run(&runtime)?;
