@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use commonhold_core::{Clock, Result};
+use commonhold_core::Result;
 
 use super::{
     error::BreakerError,
@@ -18,14 +18,17 @@ use super::{
     settings::{Rules, Settings},
     watch::{Event, Outcome, Watch},
 };
-use crate::state::micros;
+use crate::limit::clock::Time;
+
+/// About how long a probe takes to come from the store, in microseconds.
+const PROBE_COMES: i64 = 1_000;
 
 pub(super) struct Core {
     name: Box<str>,
     pub(super) rules: Rules,
     /// From how many microseconds on a call is slow.
     slow_call: Option<i64>,
-    clock: Arc<dyn Clock>,
+    clock: Time,
     /// The generation times two, and one while closed: what most calls look at, without a lock.
     word: AtomicI64,
     inner: Mutex<Inner>,
@@ -119,12 +122,7 @@ impl fmt::Debug for Permit {
 impl Core {
     /// # Errors
     /// `InvalidConfig` naming the setting that is out of its range.
-    pub(super) fn new(
-        name: &str,
-        settings: &Settings,
-        clock: Arc<dyn Clock>,
-        mixing: Option<Mixing>,
-    ) -> Result<Self> {
+    pub(super) fn new(name: &str, settings: &Settings, clock: Time, mixing: Option<Mixing>) -> Result<Self> {
         let form = if mixing.is_some() { "hybrid" } else { "local" };
         let slow_call = settings.slow_call();
         let core = Self {
@@ -175,7 +173,8 @@ impl Core {
             if !is_isolated && inner.mix.want_probe(now) {
                 self.wake();
             }
-            let refused = BreakerError::refused(inner.machine.state, inner.mix.left(now));
+            let left = inner.mix.left(now).max(PROBE_COMES);
+            let refused = BreakerError::refused(inner.machine.state, left);
             return Err(self.refuse(&mut inner, refused));
         }
         inner.last_probe += 1;
@@ -293,8 +292,9 @@ impl Core {
         self.cancelled.store(0, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(super) fn now(&self) -> i64 {
-        micros(self.clock.now()).max(0)
+        i64::try_from(self.clock.micros()).unwrap_or(i64::MAX)
     }
 
     // A std mutex: it is held for a few steps and never across an await.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use commonhold_core::{Clock, Error, ErrorKind, Result, SystemClock};
+use commonhold_core::{Clock, Error, ErrorKind, Result};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use super::{
     settings::Settings,
     transition::What,
 };
+use crate::limit::clock::Time;
 
 /// How often states may be mixed.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
@@ -71,7 +72,7 @@ impl HybridBreaker {
     /// # Errors
     /// `InvalidConfig` naming the setting or interval that is out of its range, or without a runtime.
     pub fn new(settings: &Settings, shared: DistributedBreaker, interval: Duration) -> Result<Self> {
-        Self::with_clock(settings, shared, interval, Arc::new(SystemClock))
+        Self::on(Time::monotonic(), settings, shared, interval)
     }
 
     /// The same, where the part in memory runs on a clock of the caller's.
@@ -84,6 +85,10 @@ impl HybridBreaker {
         interval: Duration,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
+        Self::on(Time::Given(clock), settings, shared, interval)
+    }
+
+    fn on(time: Time, settings: &Settings, shared: DistributedBreaker, interval: Duration) -> Result<Self> {
         let (least, most) = INTERVALS;
         if !(least..=most).contains(&interval) {
             let message = format!("the interval is between {least:?} and {most:?}, not {interval:?}");
@@ -93,7 +98,7 @@ impl HybridBreaker {
             Error::new(ErrorKind::InvalidConfig, "a hybrid breaker is to be made within a Tokio runtime")
         })?;
         let (mixing, ended) = Mixing::new();
-        let core = Arc::new(Core::new(shared.name(), settings, clock, Some(mixing))?);
+        let core = Arc::new(Core::new(shared.name(), settings, time, Some(mixing))?);
         let task = Task { core: Arc::downgrade(&core), shared: Arc::clone(&shared.shared), interval };
         runtime.spawn(task.run(ended));
         Ok(Self { local: LocalBreaker { core }, shared })

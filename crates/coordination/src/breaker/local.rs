@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use commonhold_core::{Clock, Result, SystemClock};
+use commonhold_core::{Clock, Result};
 use futures_util::Stream;
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     settings::Settings,
     watch::Event,
 };
+use crate::limit::clock::Time;
 
 /// A breaker of this process: it decides from memory, in nanoseconds. Clones are the same breaker.
 ///
@@ -49,7 +50,7 @@ impl LocalBreaker {
     /// # Errors
     /// `InvalidConfig` naming the setting that is out of its range.
     pub fn new(name: &str, settings: &Settings) -> Result<Self> {
-        Self::with_clock(name, settings, Arc::new(SystemClock))
+        Self::on(Time::monotonic(), name, settings)
     }
 
     /// The same on a clock of the caller's.
@@ -57,7 +58,11 @@ impl LocalBreaker {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_clock(name: &str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self> {
-        Ok(Self { core: Arc::new(Core::new(name, settings, clock, None)?) })
+        Self::on(Time::Given(clock), name, settings)
+    }
+
+    fn on(time: Time, name: &str, settings: &Settings) -> Result<Self> {
+        Ok(Self { core: Arc::new(Core::new(name, settings, time, None)?) })
     }
 
     /// Its name.

@@ -21,6 +21,7 @@ use commonhold_coordination::breaker::{
 use commonhold_testkit::{eventually, servers::Redis};
 use futures_util::{FutureExt as _, StreamExt as _};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tokio::{sync::Semaphore, task::JoinSet};
 use tower::{ServiceBuilder, ServiceExt as _, service_fn};
 
 use crate::common::{PATIENCE, Place};
@@ -342,11 +343,6 @@ async fn mix(place: Place) {
     let store = place.open().await;
     let fleet = after(4).min_reporters(2).half_open_probes(2).open_for(Duration::from_millis(200));
     let all = hybrids(&store, &after(2).open_for(LONG), &fleet);
-    for breaker in &all {
-        // Each has seen the shared state.
-        let before = breaker.totals();
-        assert_eq!(before.calls.calls, 0);
-    }
     // What two instances have seen opens it for the third.
     eventually(PATIENCE, "the shared one opens", async || {
         for breaker in &all[..2] {
@@ -356,24 +352,38 @@ async fn mix(place: Place) {
         all[2].shared().show().await.unwrap().state != State::Closed
     })
     .await;
-    until(&all[2], State::Open).await;
+    for breaker in &all {
+        until(breaker, State::Open).await;
+    }
     assert_eq!(all[2].totals().calls.calls, 0);
 
-    // Probes are leased to them; when enough have succeeded, all close.
-    let under_way = AtomicUsize::new(0);
-    eventually(PATIENCE, "it closes", async || {
-        for breaker in &all {
+    // Two probes are leased to all of them, however many calls there are to be made.
+    let (under_way, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let mut calls = JoinSet::new();
+    for breaker in [&all[..], &all[..]].concat() {
+        let (under_way, gate) = (Arc::clone(&under_way), Arc::clone(&gate));
+        calls.spawn(async move {
             let probe = || async {
-                assert!(under_way.fetch_add(1, SeqCst) < 2);
-                tokio::task::yield_now().await;
-                under_way.fetch_sub(1, SeqCst);
+                under_way.fetch_add(1, SeqCst);
+                let _open = gate.acquire().await.unwrap();
                 Ok::<_, ()>(())
             };
-            let _ = breaker.execute(probe).await;
-        }
-        all.iter().all(|breaker| breaker.state() == State::Closed)
-    })
-    .await;
+            while breaker.execute(probe).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    eventually(PATIENCE, "there are two probes", async || under_way.load(SeqCst) == 2).await;
+    let refused = all[2].totals().refused;
+    eventually(PATIENCE, "calls are refused", async || all[2].totals().refused >= refused + 20).await;
+    assert_eq!(under_way.load(SeqCst), 2);
+    assert!(all.iter().all(|breaker| breaker.state() == State::Open));
+    // When they have succeeded, all close.
+    gate.add_permits(6);
+    calls.join_all().await;
+    for breaker in &all {
+        until(breaker, State::Closed).await;
+    }
     assert_eq!(all[0].shared().show().await.unwrap().state, State::Closed);
 
     all[0].isolate().await.unwrap();
