@@ -1,11 +1,13 @@
 //! Benchmarks as ratios in one run: `cargo run --release -p commonhold-bench -- memory disk`.
 
 mod breaker;
+mod coordination;
 mod copy;
 mod disk;
 mod faults;
 mod harness;
 mod keys;
+mod limit;
 mod memory;
 mod postgres;
 mod redis;
@@ -36,10 +38,12 @@ struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     Breaker,
+    Coordination,
     Copy,
     Memory,
     Disk,
     Faults,
+    Limit,
     Postgres,
     Redis,
     Window,
@@ -68,6 +72,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted(What::Redis) {
         redis::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Limit) {
+        limit::run(&runtime, arguments.pairs)?;
+    }
+    if wanted(What::Coordination) {
+        coordination::run(&runtime, arguments.pairs)?;
     }
     if wanted(What::Breaker) {
         breaker::run(arguments.pairs)?;

@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     commands::{
-        bench, clear, completions, copy, count, delete, doctor, elect, get, increment, list, lock, put, take,
-        ttl, watch, window,
+        bench, breaker, clear, completions, copy, count, counter, delete, doctor, elect, get, increment,
+        limit, list, lock, put, take, ttl, watch, window,
     },
     output::{Color, Format},
 };
@@ -97,6 +97,9 @@ pub(crate) enum Command {
     Bench(bench::Args),
     Lock(lock::Args),
     Elect(elect::Args),
+    Counter(counter::Args),
+    Limit(limit::Args),
+    Breaker(breaker::Args),
     Window(Box<window::Args>),
     Completions(completions::Args),
 }

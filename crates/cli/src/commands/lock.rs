@@ -3,7 +3,7 @@
 use std::{ffi::OsString, time::Duration};
 
 use commonhold::{
-    Scan, Store,
+    Prefix, Scan, Store,
     coordination::{Holders, Locks},
 };
 use futures_util::TryStreamExt as _;
@@ -98,21 +98,10 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
     }
 }
 
-/// All locks that are there, by name.
+/// All locks that somebody holds or waits for, by name.
 async fn all(store: &Store, locks: &Locks) -> Result<Vec<(String, Holders)>> {
-    let scan = Scan::prefix(commonhold::Prefix::new(Locks::KEY_PREFIX)?).keys_only();
-    let mut names: Vec<String> = store
-        .scan(scan)
-        .try_filter_map(async |(key, _)| {
-            let name =
-                std::str::from_utf8(key.as_bytes()).ok().and_then(|key| key.strip_prefix(Locks::KEY_PREFIX));
-            Ok(name.map(str::to_owned))
-        })
-        .try_collect()
-        .await?;
-    names.sort();
-    let mut all = Vec::with_capacity(names.len());
-    for name in names {
+    let mut all = Vec::new();
+    for name in names(store, Locks::KEY_PREFIX).await? {
         let holders = locks.show(&name).await?;
         if !holders.holders.is_empty() || holders.waiting > 0 {
             all.push((name, holders));
@@ -121,23 +110,43 @@ async fn all(store: &Store, locks: &Locks) -> Result<Vec<(String, Holders)>> {
     Ok(all)
 }
 
+/// The names of those whose keys begin with this, in order.
+pub(super) async fn names(store: &Store, prefix: &str) -> Result<Vec<String>> {
+    let name = async |(key, _): (commonhold::Key, _)| {
+        let name = std::str::from_utf8(key.as_bytes()).ok().and_then(|key| key.strip_prefix(prefix));
+        Ok(name.map(str::to_owned))
+    };
+    let scan = Scan::prefix(Prefix::new(prefix)?).keys_only();
+    let mut names: Vec<String> = store.scan(scan).try_filter_map(name).try_collect().await?;
+    names.sort();
+    Ok(names)
+}
+
 /// How often what is shown live is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Shows holders once, or again and again: on a terminal in the same place.
+/// Shows holders once or live.
 pub(super) async fn show(
     context: &mut Context,
     live: bool,
     list: impl AsyncFn() -> Result<Vec<(String, Holders)>>,
 ) -> Result<()> {
+    again_and_again(context, live, async |context| hold::print(context, &list().await?)).await
+}
+
+/// Prints something once, or live until Ctrl-C: on a terminal in the same place.
+pub(super) async fn again_and_again(
+    context: &mut Context,
+    live: bool,
+    print: impl AsyncFn(&mut Context) -> Result<()>,
+) -> Result<()> {
     let look = async {
         loop {
-            let all = list().await?;
             if live && context.out.terminal && !context.out.is_json() {
                 // Clears the screen.
                 context.out.raw(b"\x1b[2J\x1b[H")?;
             }
-            hold::print(context, &all)?;
+            print(context).await?;
             context.out.flush()?;
             if !live {
                 return Ok(());

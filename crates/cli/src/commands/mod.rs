@@ -1,16 +1,19 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod breaker;
 pub(crate) mod clear;
 pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod count;
+pub(crate) mod counter;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod elect;
 pub(crate) mod get;
 mod hold;
 pub(crate) mod increment;
+pub(crate) mod limit;
 pub(crate) mod list;
 pub(crate) mod lock;
 pub(crate) mod put;
@@ -61,6 +64,9 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Doctor(_) => doctor::run(context).await,
         Command::Bench(args) => bench::run(context, args).await,
         Command::Lock(args) => lock::run(context, args).await,
+        Command::Counter(args) => counter::run(context, args).await,
+        Command::Limit(args) => limit::run(context, args).await,
+        Command::Breaker(args) => breaker::run(context, args).await,
         Command::Elect(args) => elect::run(context, args).await,
         Command::Window(args) => window::run(context, *args).await,
         Command::Completions(args) => completions::run(&args),

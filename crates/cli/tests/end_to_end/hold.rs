@@ -120,3 +120,45 @@ fn one_process_leads_and_the_next_takes_over() {
     let outcome = second.end();
     assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"leads\n"[..]), "{outcome:?}");
 }
+
+#[test]
+fn permits_of_a_limit_are_taken_by_several_processes_until_there_are_none() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let take = |more: &[&str]| {
+        sandbox.run([&["--store", &store, "limit", "take", "l", "--rate", "2/h"], more].concat())
+    };
+    assert_eq!(take(&[]).code, Some(0));
+    let [shown] = &sandbox.json(&["--store", &store, "limit", "show", "l", "--rate", "2/h"])[..] else {
+        panic!()
+    };
+    assert_eq!(shown["remaining"], 1);
+    assert_eq!(take(&["--permits", "2"]).code, Some(1));
+    assert_eq!(take(&["--permits", "3"]).code, Some(2), "there are never so many");
+    assert_eq!(take(&["--wait", "50ms"]).code, Some(0));
+    let outcome = take(&["--wait", "50ms"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.starts_with("over the limit \"l\": again in "), "{outcome:?}");
+    sandbox.ok(&["--store", &store, "limit", "reset", "l", "--rate", "2/h"]);
+    assert_eq!(take(&["--permits", "2"]).code, Some(0));
+    assert_eq!(sandbox.run(["limit", "take", "l", "--rate", "2"]).code, Some(2));
+}
+
+#[test]
+fn breakers_are_set_by_hand_and_counters_count_once_for_each_id() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let ok = |args: &[&str]| sandbox.ok(&[&["--store", &store], args].concat());
+    ok(&["breaker", "isolate", "b"]);
+    assert_eq!(ok(&["breaker", "show"]), "b: isolated\n");
+    ok(&["breaker", "close", "b"]);
+    ok(&["breaker", "open", "other"]);
+    assert_eq!(ok(&["breaker", "show"]), "b: closed\nother: open, opened 1 time since it was closed\n");
+    ok(&["breaker", "reset", "other"]);
+    assert_eq!(ok(&["breaker", "show", "other"]), "other: closed\n");
+
+    assert_eq!(ok(&["counter", "add", "c", "--by", "-3", "--id", "i"]), "-3\n");
+    assert_eq!(ok(&["counter", "add", "c", "--by", "-3", "--id", "i"]), "-3\n");
+    assert_eq!(ok(&["counter", "add", "c"]), "-2\n");
+    assert_eq!(ok(&["counter", "show", "c"]), "-2\n");
+    ok(&["counter", "reset", "c"]);
+    assert_eq!(ok(&["counter", "show", "c"]), "0\n");
+}

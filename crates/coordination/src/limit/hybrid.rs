@@ -166,8 +166,10 @@ impl HybridLimiter {
 
     /// The same, for about this long.
     ///
+    /// Refused as soon as it is certain that the time does not suffice; nothing is taken then.
+    ///
     /// # Errors
-    /// `Timeout` as soon as it is certain that the time does not suffice; nothing is taken then.
+    /// As [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, permits: u64, timeout: Duration) -> Result<Decision> {
         until_allowed(Some(timeout), async || self.decide(permits).await).await
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use commonhold_core::{Error, ErrorKind, Result, Retry};
+use commonhold_core::{Error, Result};
 use tokio::time::{Instant, sleep};
 
 use super::Decision;
 
-/// Asks again whenever it can make sense, for at most this long. What keeps the limiter from its store comes beside the
+/// Asks again whenever it can make sense, and is refused as soon as it cannot within this time. What keeps the limiter from its store comes beside the
 /// decision and ends the wait if that is a refusal.
 pub(super) async fn until_allowed(
     timeout: Option<Duration>,
@@ -23,10 +23,8 @@ pub(super) async fn until_allowed(
             return Err(error);
         }
         let wait = decision.retry_after;
-        if let Some(timeout) = timeout.filter(|timeout| begun.elapsed().saturating_add(wait) > *timeout) {
-            let message =
-                format!("the permits can be had in {wait:?}, which is beyond the {timeout:?} to wait");
-            return Err(Error::new(ErrorKind::Timeout, message).with_retry(Retry::Safe));
+        if timeout.is_some_and(|timeout| begun.elapsed().saturating_add(wait) > timeout) {
+            return Ok(decision);
         }
         sleep(wait).await;
     }

@@ -58,8 +58,7 @@ async fn gives_exactly_the_limit(place: &Place) {
         assert_eq!(allowed.await, 500, "{name} at {}", place.url);
         let peeked = limiter.peek().await.unwrap();
         assert!(!peeked.allowed && peeked.remaining == 0 && peeked.retry_after > Duration::from_secs(3_600));
-        let timeout = limiter.acquire_timeout(1, Duration::from_secs(60)).await.unwrap_err();
-        assert_eq!(timeout.kind(), ErrorKind::Timeout);
+        assert!(!limiter.acquire_timeout(1, Duration::from_secs(60)).await.unwrap().allowed);
         limiter.reset().await.unwrap();
         assert_eq!(limiter.try_acquire(500).await.unwrap().remaining, 0);
         assert_eq!(limiter.try_acquire(501).await.unwrap_err().kind(), ErrorKind::InvalidInput);

@@ -1,0 +1,255 @@
+//! Counters and locks: against the raw client's own increments, `SET NX` with a release script, and a baton that is
+//! handed on by `BLPOP`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use commonhold::{
+    Store,
+    coordination::{Locks, counter::Counter},
+    postgres::{PostgresBackend, PostgresConfig},
+    redis::{RedisBackend, RedisConfig},
+    url::StoreUrl,
+};
+use commonhold_testkit::servers::{
+    shared::{postgres_url, redis_url},
+    unique,
+};
+use deadpool_postgres::{Manager, Pool};
+use redis::{
+    AsyncCommands as _, IntoConnectionInfo as _, RedisResult, Script, aio::MultiplexedConnection,
+    io::tcp::TcpSettings,
+};
+use tokio::runtime::Runtime;
+use tokio_postgres::NoTls;
+
+use crate::harness::{Comparison, Plan, compare, segment, tasks};
+
+/// As tutorials have it.
+const RELEASE: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
+const TTL: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(600);
+const WAITERS: u64 = 16;
+
+pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
+    let store = runtime.block_on(open())?;
+    let raw = runtime.block_on(connect()).map_err(raw_error)?;
+    println!("\n### Counters: one that all increment, each told its value\n\n{}", Comparison::HEADING);
+    for tasks in [1, 64] {
+        println!("{}", redis_counter(runtime, pairs, tasks, &store, &raw)?);
+    }
+    for tasks in [1, 64] {
+        println!("{}", postgres_counter(runtime, pairs, tasks)?);
+    }
+    println!("\n### Locks over Redis\n\n{}", Comparison::HEADING);
+    for tasks in [1, 64] {
+        println!("{}", uncontended(runtime, pairs, tasks, &store, &raw)?);
+    }
+    for apart in [false, true] {
+        contended(runtime, pairs, apart)?;
+    }
+    runtime.block_on(store.clear("")).map(drop)
+}
+
+async fn open() -> commonhold::Result<Store> {
+    open_at(&unique("bench:")).await
+}
+
+async fn connect() -> RedisResult<MultiplexedConnection> {
+    let info = redis_url().into_connection_info()?;
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+fn raw_error(error: impl std::fmt::Display) -> commonhold::Error {
+    commonhold::Error::new(commonhold::ErrorKind::Unavailable, error.to_string())
+}
+
+fn redis_counter(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    store: &Store,
+    raw: &MultiplexedConnection,
+) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: if count == 1 { 1 << 12 } else { 1 << 16 }, tasks: count };
+    let (counter, key) = (Counter::new(store.clone(), "counter")?, unique("counter"));
+    let ours = |_, share| {
+        let counter = counter.clone();
+        async move {
+            for _ in 0..share {
+                std::hint::black_box(counter.increment(1).await.ok());
+            }
+        }
+    };
+    let theirs = |_, share| {
+        let (mut raw, key) = (raw.clone(), key.clone());
+        async move {
+            for _ in 0..share {
+                std::hint::black_box(raw.incr::<_, _, i64>(&key, 1).await.ok());
+            }
+        }
+    };
+    Ok(compare(
+        format!("Redis, {}, against INCR", tasks(count)),
+        pairs,
+        || segment(runtime, plan, ours),
+        || segment(runtime, plan, theirs),
+    ))
+}
+
+fn postgres_counter(runtime: &Runtime, pairs: usize, count: u64) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: if count == 1 { 1 << 10 } else { 1 << 12 }, tasks: count };
+    let store = runtime.block_on(async {
+        let config = PostgresConfig::from_url(StoreUrl::parse(postgres_url())?)?.table(unique("bench"));
+        commonhold::Result::<_>::Ok(Store::new(PostgresBackend::open(config).await?))
+    })?;
+    let counter = Counter::new(store, "counter")?;
+    let manager = Manager::new(postgres_url().parse().map_err(raw_error)?, NoTls);
+    let pool = Pool::builder(manager).max_size(16).build().map_err(raw_error)?;
+    let table = unique("raw");
+    let create = format!(
+        "CREATE TABLE {table} (key bytea PRIMARY KEY, n bigint); INSERT INTO {table} VALUES ('k', 0)"
+    );
+    runtime.block_on(async {
+        pool.get().await.map_err(raw_error)?.batch_execute(&create).await.map_err(raw_error)
+    })?;
+    let update: Arc<str> = format!("UPDATE {table} SET n = n + 1 WHERE key = 'k' RETURNING n").into();
+    let ours = |_, share| {
+        let counter = counter.clone();
+        async move {
+            for _ in 0..share {
+                std::hint::black_box(counter.increment(1).await.ok());
+            }
+        }
+    };
+    let theirs = |_, share| {
+        let (pool, update) = (pool.clone(), Arc::clone(&update));
+        async move {
+            for _ in 0..share {
+                let Ok(client) = pool.get().await else { return };
+                let Ok(statement) = client.prepare_cached(&update).await else { return };
+                std::hint::black_box(client.query_one(&statement, &[]).await.ok());
+            }
+        }
+    };
+    Ok(compare(
+        format!("PostgreSQL, {}, against UPDATE", tasks(count)),
+        pairs,
+        || segment(runtime, plan, ours),
+        || segment(runtime, plan, theirs),
+    ))
+}
+
+/// Each task takes and releases a lock of its own.
+fn uncontended(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    store: &Store,
+    raw: &MultiplexedConnection,
+) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: if count == 1 { 1 << 11 } else { 1 << 14 }, tasks: count };
+    let (locks, prefix) = (Locks::new(store.clone())?, unique("lock"));
+    let ours = |task, share| {
+        let locks = locks.clone();
+        async move {
+            let name = format!("own {task}");
+            for _ in 0..share {
+                let Ok(Some(guard)) = locks.try_acquire(&name, TTL).await else { return };
+                std::hint::black_box(guard.release().await.ok());
+            }
+        }
+    };
+    let theirs = |task, share| {
+        let (mut raw, key, release) = (raw.clone(), format!("{prefix}{task}"), Script::new(RELEASE));
+        async move {
+            for call in 0..share {
+                let mut set = redis::cmd("SET");
+                set.arg(&key).arg(call).arg("NX").arg("PX").arg(TTL.as_millis() as u64);
+                std::hint::black_box(set.query_async::<redis::Value>(&mut raw).await.ok());
+                std::hint::black_box(release.key(&key).arg(call).invoke_async::<i64>(&mut raw).await.ok());
+            }
+        }
+    };
+    Ok(compare(
+        format!("lock and release, {}, each its own", tasks(count)),
+        pairs,
+        || segment(runtime, plan, ours),
+        || segment(runtime, plan, theirs),
+    ))
+}
+
+/// Tasks that all want one thing: ours by a lock, theirs by a baton in a list that each takes and puts back, over a
+/// connection of its own. `apart`: each task has `Locks` of its own, as if it were a process.
+fn contended(runtime: &Runtime, pairs: usize, apart: bool) -> commonhold::Result<()> {
+    let plan = Plan { pairs, operations: if apart { 1 << 12 } else { 1 << 14 }, tasks: WAITERS };
+    let (locks, batons) = runtime.block_on(parties(apart))?;
+    let (name, baton, longest) = (unique("hot"), unique("baton"), Arc::new(AtomicU64::new(0)));
+    let first = pick(&batons, 0);
+    runtime.block_on(async {
+        if let Some(mut raw) = first {
+            raw.rpush::<_, _, i64>(&baton, 1).await.map_err(raw_error)?;
+        }
+        commonhold::Result::<_>::Ok(())
+    })?;
+    let ours = |task, share| {
+        let (locks, name, longest) = (pick(&locks, task), name.clone(), Arc::clone(&longest));
+        async move {
+            let Some(locks) = locks else { return };
+            for _ in 0..share {
+                let asked = Instant::now();
+                let Ok(Some(guard)) = locks.acquire(&name, TTL, PATIENCE).await else { return };
+                longest.fetch_max(asked.elapsed().as_micros() as u64, Relaxed);
+                std::hint::black_box(guard.release().await.ok());
+            }
+        }
+    };
+    let theirs = |task, share| {
+        let (raw, baton) = (pick(&batons, task), baton.clone());
+        async move {
+            let Some(mut raw) = raw else { return };
+            for _ in 0..share {
+                std::hint::black_box(raw.blpop::<_, redis::Value>(&baton, 0.0).await.ok());
+                std::hint::black_box(raw.rpush::<_, _, i64>(&baton, 1).await.ok());
+            }
+        }
+    };
+    let what = if apart { "as 16 processes" } else { "in one process" };
+    let comparison = compare(
+        format!("hand-overs, {WAITERS} waiters {what}, against BLPOP"),
+        pairs,
+        || segment(runtime, plan, ours),
+        || segment(runtime, plan, theirs),
+    );
+    println!("{comparison}");
+    println!("\nThe longest wait {what}: {:.1?}.\n", Duration::from_micros(longest.load(Relaxed)));
+    Ok(())
+}
+
+fn pick<T: Clone>(of: &[T], task: u64) -> Option<T> {
+    of.get(usize::try_from(task).ok()?).cloned()
+}
+
+async fn parties(apart: bool) -> commonhold::Result<(Vec<Locks>, Vec<MultiplexedConnection>)> {
+    let (mut locks, mut batons) = (Vec::new(), Vec::new());
+    let prefix = unique("bench:");
+    let shared = Locks::new(open_at(&prefix).await?)?;
+    for _ in 0..WAITERS {
+        locks.push(if apart { Locks::new(open_at(&prefix).await?)? } else { shared.clone() });
+        batons.push(connect().await.map_err(raw_error)?);
+    }
+    Ok((locks, batons))
+}
+
+async fn open_at(prefix: &str) -> commonhold::Result<Store> {
+    let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(prefix);
+    Ok(Store::new(RedisBackend::open(config).await?))
+}

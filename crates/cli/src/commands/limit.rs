@@ -1,0 +1,141 @@
+//! `limit`: takes permits of a rate limit that instances share, or shows it.
+
+use std::time::Duration;
+
+use commonhold::coordination::limit::{
+    Decision, DistributedLimiter, Limit, OnUnavailable, Rate, SlidingWindow, TokenBucket,
+};
+use serde_json::json;
+
+use super::{Context, lock::again_and_again, parse_duration, parse_duration_or_none, unless_interrupted};
+use crate::{
+    failure::{Failure, Result},
+    output::{self, thousands},
+};
+
+/// Take permits of a rate limit that instances share, or show it
+///
+/// A limit is what --rate says, as in 10/s, 100/m or 3/5s: a bucket that is full at first, holds --burst permits and
+/// refills at that rate; with --window exact, at most so many in any such time. Everybody must name the same.
+///
+/// Exit code: 0 if the permits were had; 1 if not.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  commonhold --store redis://cache limit take mail --rate 10/s && ./send-mail
+  commonhold --store redis://cache limit take import --rate 100/m --burst 20 --permits 5 --wait 1m
+  commonhold --store redis://cache limit show mail --rate 10/s --watch")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Take permits
+    Take {
+        #[command(flatten)]
+        limit: LimitArgs,
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        permits: u64,
+        /// How long to wait for them; 0s is not to wait
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "0s")]
+        wait: Duration,
+    },
+    /// Show what is left, and take nothing
+    Show {
+        #[command(flatten)]
+        limit: LimitArgs,
+        /// Again and again until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Forget what was taken
+    Reset {
+        #[command(flatten)]
+        limit: LimitArgs,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct LimitArgs {
+    /// The name of the limit
+    name: String,
+    /// So many in such a time, as in 10/s, 100/m or 3/5s
+    #[arg(long, value_name = "N/TIME", value_parser = parse_rate)]
+    rate: (u64, Duration),
+    /// How many may come at once: as many as --rate has unless given
+    #[arg(long, value_name = "N", conflicts_with = "window")]
+    burst: Option<u64>,
+    /// At most so many in any such time, counted exactly, instead of a bucket that refills
+    #[arg(long)]
+    window: bool,
+}
+
+impl LimitArgs {
+    async fn open(&self, context: &Context) -> Result<DistributedLimiter> {
+        let (permits, time) = self.rate;
+        let limit = if self.window {
+            Limit::from(SlidingWindow::new(permits, time)?)
+        } else {
+            Limit::from(TokenBucket::new(Rate::new(permits, time)?, self.burst.unwrap_or(permits))?)
+        };
+        // A limit that nobody can look at has no answer.
+        Ok(DistributedLimiter::new(context.open().await?, &self.name, limit, OnUnavailable::Refuse)?)
+    }
+}
+
+pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
+    match args.command {
+        Command::Take { limit, permits, wait } => {
+            let limiter = limit.open(context).await?;
+            let take = async {
+                Ok(match wait {
+                    Duration::ZERO => limiter.try_acquire(permits).await?,
+                    wait => limiter.acquire_timeout(permits, wait).await?,
+                })
+            };
+            let decision = unless_interrupted(take, "nothing was taken, unless it had been just now").await?;
+            print(context, &limit.name, &decision)?;
+            if decision.allowed {
+                return Ok(());
+            }
+            context.out.flush()?;
+            let after = output::duration(decision.retry_after);
+            Err(Failure::no(format!("over the limit {:?}: again in {after}", limit.name)))
+        }
+        Command::Show { limit, watch } => {
+            let limiter = limit.open(context).await?;
+            again_and_again(context, watch, async |context| {
+                let decision = limiter.peek().await?;
+                print(context, &limit.name, &decision)
+            })
+            .await
+        }
+        Command::Reset { limit } => Ok(limit.open(context).await?.reset().await?),
+    }
+}
+
+fn print(context: &mut Context, name: &str, decision: &Decision) -> Result<()> {
+    if context.out.is_json() {
+        return context.out.json(&json!({
+            "name": name,
+            "allowed": decision.allowed,
+            "remaining": decision.remaining,
+            "retry_after_ms": decision.retry_after.as_millis() as u64,
+            "reset_after_ms": decision.reset_after.as_millis() as u64,
+            "degraded": decision.degraded,
+        }));
+    }
+    let full = output::duration(decision.reset_after);
+    context.out.line(format!("{} left, all of them again in {full}", thousands(decision.remaining)))
+}
+
+fn parse_rate(text: &str) -> Result<(u64, Duration), String> {
+    let wrong = || "it takes so many in such a time, as in 10/s, 100/m or 3/5s".to_owned();
+    let (permits, time) = text.split_once('/').ok_or_else(wrong)?;
+    let one = if time.starts_with(|first: char| first.is_ascii_digit()) { "" } else { "1" };
+    let time = parse_duration(&format!("{one}{time}")).map_err(|_| wrong())?;
+    Ok((permits.parse().map_err(|_| wrong())?, time))
+}
