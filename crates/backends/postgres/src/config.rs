@@ -347,7 +347,8 @@ impl PostgresConfig {
     }
 
     /// The most connections for batches with conditions, transactions and whatever waits for a lock: 1 to 1000, 16
-    /// by default. Six more are shared by the single statements.
+    /// by default. Six more are shared by the single statements. [`AdvisoryLocks`](crate::AdvisoryLocks) have as many of
+    /// their own.
     #[must_use]
     pub fn pool(mut self, connections: usize) -> Self {
         self.pool = connections;

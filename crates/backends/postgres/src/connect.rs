@@ -12,7 +12,7 @@ use std::{
 use commonhold_core::{Error, ErrorKind, Result, Retry, url::Endpoint};
 use futures_util::future::poll_fn;
 use secrecy::ExposeSecret as _;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
 use tokio_postgres::{AsyncMessage, Client, Config, Notification, config::TargetSessionAttrs};
 
 use crate::{
@@ -24,10 +24,13 @@ use crate::{
 };
 
 /// Longer than a statement may take on the server, so that its own word on that comes first.
-const ANSWER_SLACK: Duration = Duration::from_millis(500);
+pub(crate) const ANSWER_SLACK: Duration = Duration::from_millis(500);
 /// What shares a connection with others waits this long for a lock; then it goes where it holds up nobody.
 const LOCK_TIMEOUT_MS: u64 = 20;
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long server and client hear nothing of each other, at least, before they give up a session that holds a lock,
+/// in seconds: half of it before the first probe, then one a second.
+pub(crate) const SILENCE_S: u32 = 10;
 
 /// Whether statements of several callers follow each other on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +41,13 @@ pub(crate) enum Use {
     Exclusive,
     /// For housekeeping that may take as long as it takes.
     Patient,
+    /// The session holds a lock: statements wait as long as they say, and either side soon notices that the other is
+    /// gone.
+    Holding,
 }
+
+/// A connection of the driver, the notifications that come on it and end with it, and what ends it at once.
+type Link = (Client, mpsc::UnboundedReceiver<Notification>, AbortHandle);
 
 /// Makes connections.
 pub(crate) struct Connector {
@@ -82,7 +91,7 @@ impl Connector {
     /// # Errors
     /// That of the last host, with those of the others in its message.
     pub(crate) async fn connect(&self, used: Use) -> Result<Connection> {
-        let (client, notifications) = self.client(used).await?;
+        let (client, notifications, _) = self.client(used).await?;
         // Nobody listens on this one.
         drop(notifications);
         let limit = (used != Use::Patient).then(|| self.config.timeout + ANSWER_SLACK);
@@ -91,12 +100,26 @@ impl Connector {
 
     /// The same, with the notifications that come on the connection. They end with it.
     pub(crate) async fn listen(&self) -> Result<(Connection, mpsc::UnboundedReceiver<Notification>)> {
-        let (client, notifications) = self.client(Use::Exclusive).await?;
+        let (client, notifications, _) = self.client(Use::Exclusive).await?;
         let limit = Some(self.config.timeout + ANSWER_SLACK);
         Ok((Connection::new(client, Arc::clone(&self.texts), true, limit), notifications))
     }
 
-    async fn client(&self, used: Use) -> Result<(Client, mpsc::UnboundedReceiver<Notification>)> {
+    /// A session that is to hold a lock: its connection, what ends with it, and what ends it at once.
+    pub(crate) async fn hold(
+        &self,
+    ) -> Result<(Connection, mpsc::UnboundedReceiver<Notification>, AbortHandle)> {
+        let (client, ended, end) = self.client(Use::Holding).await?;
+        Ok((Connection::new(client, Arc::clone(&self.texts), false, None), ended, end))
+    }
+
+    /// Asks the server to give up what this connection waits for. It may come too early or too late.
+    pub(crate) async fn cancel(&self, connection: &Connection) {
+        let asked = connection.client().cancel_token().cancel_query(self.tls.clone()).await;
+        let _ = asked.inspect_err(|_| tracing::debug!("PostgreSQL was not reached to give up waiting"));
+    }
+
+    async fn client(&self, used: Use) -> Result<Link> {
         let hosts = self.config.hosts.len();
         let first = self.preferred.load(Ordering::Relaxed);
         let mut failed: Option<Error> = None;
@@ -118,11 +141,7 @@ impl Connector {
         Err(failed.unwrap_or_else(|| Error::new(ErrorKind::InvalidConfig, "name at least one server")))
     }
 
-    async fn client_of(
-        &self,
-        host: &Endpoint,
-        used: Use,
-    ) -> Result<(Client, mpsc::UnboundedReceiver<Notification>)> {
+    async fn client_of(&self, host: &Endpoint, used: Use) -> Result<Link> {
         let limit = self.config.connect_timeout;
         let config = self.driver_config(host, used);
         // In a box: it is large, and part of every call that may have to connect.
@@ -131,7 +150,7 @@ impl Connector {
             .map_err(|_| error::timeout(format_args!("{host}: not connected"), limit, Retry::Safe))?
             .map_err(|error| error::connect(host, &error))?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
                 match message {
                     Ok(AsyncMessage::Notification(notification)) => drop(sender.send(notification)),
@@ -143,7 +162,7 @@ impl Connector {
                 }
             }
         });
-        Ok((client, receiver))
+        Ok((client, receiver, driver.abort_handle()))
     }
 
     fn driver_config(&self, host: &Endpoint, used: Use) -> Config {
@@ -160,6 +179,13 @@ impl Connector {
         if let Some(password) = &self.config.password {
             config.password(password.expose_secret());
         }
+        if used == Use::Holding {
+            config
+                .keepalives_idle(Duration::from_secs((SILENCE_S / 2).into()))
+                .keepalives_interval(Duration::from_secs(1))
+                .keepalives_retries(SILENCE_S / 2)
+                .tcp_user_timeout(Duration::from_secs(SILENCE_S.into()));
+        }
         if self.config.hosts.len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -173,13 +199,26 @@ impl Connector {
     /// made while the table was empty would stay with one. Nor is a bitmap for a few dozen rows: it makes a gathered read
     /// a quarter slower.
     fn session(&self, used: Use) -> String {
-        let timeout = if used == Use::Patient { 0 } else { self.config.timeout.as_millis().max(1) };
+        let timeout = match used {
+            Use::Patient | Use::Holding => 0,
+            Use::Shared | Use::Exclusive => self.config.timeout.as_millis().max(1),
+        };
         let lock_timeout = if used == Use::Shared { LOCK_TIMEOUT_MS } else { 0 };
         format!(
             "-c statement_timeout={timeout} -c lock_timeout={lock_timeout} -c enable_seqscan=off -c enable_bitmapscan=off \
-             -c jit=off -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed"
+             -c jit=off -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed{}",
+            if used == Use::Holding { holding() } else { String::new() }
         )
     }
+}
+
+/// The settings of a session that holds a lock. Its tokens are on the disk before anybody sees them.
+fn holding() -> String {
+    let half = SILENCE_S / 2;
+    format!(
+        " -c synchronous_commit=on -c tcp_keepalives_idle={half} -c tcp_keepalives_interval=1 \
+         -c tcp_keepalives_count={half} -c tcp_user_timeout={SILENCE_S}s"
+    )
 }
 
 impl fmt::Debug for Connector {

@@ -54,10 +54,16 @@
 //! WHERE json->>'city' = 'Oslo' ORDER BY key;
 //! ```
 //!
+//! # Locks
+//!
+//! [`AdvisoryLocks`] are locks of the server's own, each held by a session: without a time to live, in the server's order,
+//! with fencing tokens. Use them where a lock is to last exactly as long as its holder, and leases in the store where
+//! locks are many, or are to survive a failover.
+//!
 //! # pgbouncer
 //!
 //! Behind pgbouncer in transaction mode [`PostgresConfig::pgbouncer`] does without prepared statements and without
-//! settings of the session; then there is no watching and no publishing.
+//! settings of the session; then there is no watching and no publishing, and there are no advisory locks.
 //!
 //! # Example
 //!
@@ -73,6 +79,7 @@
 //! # }
 //! ```
 
+mod advisory;
 mod backend;
 mod batch;
 mod checked;
@@ -105,6 +112,7 @@ mod ways;
 mod write;
 
 pub use self::{
+    advisory::{AdvisoryGuard, AdvisoryLocks},
     backend::PostgresBackend,
     config::{Isolation, OPTIONS, PostgresConfig, TlsMode},
     seen::ReadToken,

@@ -14,6 +14,8 @@ pub(crate) struct Names {
     pub(crate) table: String,
     /// The view for people, quoted and with its schema.
     pub(crate) view: String,
+    /// The sequence of the locks' fencing tokens, quoted and with its schema.
+    pub(crate) tokens: String,
     /// The table's own name, as it was given.
     pub(crate) bare_table: String,
 }
@@ -28,6 +30,7 @@ impl Names {
         Ok(Self {
             table: format!("{schema}.{}", quoted(table)),
             view: format!("{schema}.{}", quoted(&with_suffix(table, "_readable"))),
+            tokens: format!("{schema}.{}", quoted(&with_suffix(table, "_lock_tokens"))),
             schema,
             bare_table: table.to_owned(),
         })

@@ -34,12 +34,25 @@ pub(crate) async fn migrate(
 ) -> Result<Table> {
     let schema = Schema { connection, names, config };
     if !schema.is_current().await? {
-        schema.run("BEGIN").await?;
-        let done = schema.migrate().await;
-        schema.run(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
-        done?;
+        schema.at_once(schema.migrate()).await?;
     }
     schema.look().await
+}
+
+/// Makes the sequence of the locks' fencing tokens, if it is not there.
+///
+/// # Errors
+/// `Unauthorized` if this user may not make it.
+pub(crate) async fn make_tokens(
+    connection: &Connection,
+    config: &PostgresConfig,
+    names: &Names,
+) -> Result<()> {
+    let schema = Schema { connection, names, config };
+    if schema.exists("to_regclass", &names.tokens).await? {
+        return Ok(());
+    }
+    schema.at_once(schema.create_tokens()).await
 }
 
 struct Schema<'a> {
@@ -53,16 +66,37 @@ impl Schema<'_> {
         self.connection.run(sql).await
     }
 
+    /// All of it or nothing.
+    async fn at_once(&self, changes: impl Future<Output = Result<()>>) -> Result<()> {
+        self.run("BEGIN").await?;
+        let done = changes.await;
+        self.run(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        done
+    }
+
     async fn is_current(&self) -> Result<bool> {
         Ok(self.version().await? == Some(VERSION) && (!self.config.watch || self.has_trigger().await?))
     }
 
-    /// Under a lock that other instances wait for.
-    async fn migrate(&self) -> Result<()> {
+    /// Takes the lock that other instances wait for, and makes the schema if it is not there.
+    async fn begin(&self) -> Result<()> {
         self.run(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
         if !self.exists("to_regnamespace", &self.names.schema).await? {
             self.run(&format!("CREATE SCHEMA {}", self.names.schema)).await?;
         }
+        Ok(())
+    }
+
+    /// The server writes a sequence's state to its log for 32 numbers beyond those that a session takes at once. Who
+    /// gets one of those 32 waits for no log, and a crash may give the same one out again. A session that takes more
+    /// than 32 at once always waits.
+    async fn create_tokens(&self) -> Result<()> {
+        self.begin().await?;
+        self.run(&format!("CREATE SEQUENCE IF NOT EXISTS {} CACHE 64", self.names.tokens)).await
+    }
+
+    async fn migrate(&self) -> Result<()> {
+        self.begin().await?;
         let versions = self.versions();
         if !self.exists("to_regclass", &versions).await? {
             self.run(&format!("CREATE TABLE {versions} (table_name text PRIMARY KEY, version int NOT NULL)"))
@@ -86,7 +120,7 @@ impl Schema<'_> {
     }
 
     async fn create(&self) -> Result<()> {
-        let Names { schema, table, view, bare_table } = self.names;
+        let Names { schema, table, view, bare_table, .. } = self.names;
         if self.exists("to_regclass", table).await? {
             let message =
                 format!("there is a table {table} that is not a store; choose another name with table=");

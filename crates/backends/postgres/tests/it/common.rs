@@ -55,6 +55,7 @@ impl Drop for Table {
                     "SET lock_timeout = '10s'; DROP TABLE IF EXISTS {name} CASCADE; \
                      DELETE FROM commonhold_schema WHERE table_name = '{name}'"
                 );
+                client.batch_execute(&format!("DROP SEQUENCE IF EXISTS {name}_lock_tokens")).await?;
                 client.batch_execute(&statements).await
             })
         };
