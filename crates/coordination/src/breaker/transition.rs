@@ -166,7 +166,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::{properties, settings::Settings},
+        super::{
+            machine::Counts,
+            properties,
+            settings::{Settings, Window},
+        },
         *,
     };
     use crate::twin::Twin;
@@ -268,6 +272,21 @@ mod tests {
             let mut twin = Twin::new();
             twin.put(garbage.as_bytes());
             assert_eq!(twin.apply(&command, at(START)), Err(ErrorKind::Corrupt), "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn both_open_at_the_rate_itself() {
+        let settings = Settings::new().minimum_calls(4).window(Window::Calls(10));
+        let slow = settings.clone().slow_call_rate(Duration::from_secs(1), 0.5);
+        let half = Counts { calls: 4, failures: 2, slow: 2 };
+        for (settings, counts) in
+            [(settings.failure_rate(0.5), Counts { slow: 0, ..half }), (slow, Counts { failures: 0, ..half })]
+        {
+            let report = What::Report(Report { counts, ..Report::default() });
+            let reply =
+                Twin::new().apply(&Command { rules: settings.rules().unwrap(), what: report }, at(START));
+            assert_eq!(Reply::decode(&reply.unwrap()).unwrap().state, State::Open);
         }
     }
 
