@@ -98,7 +98,7 @@ impl DistributedLimiter {
     /// As [`try_acquire`](Self::try_acquire). If the store is away and the rule refuses, the store's error; with a
     /// local share it waits for that, unless the call may have been charged already.
     pub async fn acquire(&self, permits: u64) -> Result<Decision> {
-        until_allowed(None, async || self.ask(permits).await).await
+        until_allowed(None, || self.ask(permits)).await
     }
 
     /// The same, for about this long.
@@ -108,7 +108,7 @@ impl DistributedLimiter {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, permits: u64, timeout: Duration) -> Result<Decision> {
-        until_allowed(Some(timeout), async || self.ask(permits).await).await
+        until_allowed(Some(timeout), || self.ask(permits)).await
     }
 
     /// What a call for one permit would be told, with what remains before it. Takes nothing.

@@ -161,7 +161,7 @@ impl HybridLimiter {
     /// As [`try_acquire`](Self::try_acquire). If the store is away and the rule refuses, the store's error; with a
     /// local share it waits for that.
     pub async fn acquire(&self, permits: u64) -> Result<Decision> {
-        until_allowed(None, async || self.decide(permits).await).await
+        until_allowed(None, || self.decide(permits)).await
     }
 
     /// The same, for about this long.
@@ -171,7 +171,7 @@ impl HybridLimiter {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, permits: u64, timeout: Duration) -> Result<Decision> {
-        until_allowed(Some(timeout), async || self.decide(permits).await).await
+        until_allowed(Some(timeout), || self.decide(permits)).await
     }
 
     /// What a call for one permit would be told if it had to be taken from what nobody has leased. Takes nothing.

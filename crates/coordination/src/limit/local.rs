@@ -1,6 +1,7 @@
 //! The limiter of one process.
 
 use std::{
+    future::ready,
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -110,7 +111,7 @@ impl LocalLimiter {
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire).
     pub async fn acquire(&self, permits: u64) -> Result<Decision> {
-        until_allowed(None, async || Ok((self.try_acquire(permits)?, None))).await
+        until_allowed(None, || ready(self.try_acquire(permits).map(|decision| (decision, None)))).await
     }
 
     /// The same, for at most this long.
@@ -120,7 +121,8 @@ impl LocalLimiter {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, permits: u64, timeout: Duration) -> Result<Decision> {
-        until_allowed(Some(timeout), async || Ok((self.try_acquire(permits)?, None))).await
+        until_allowed(Some(timeout), || ready(self.try_acquire(permits).map(|decision| (decision, None))))
+            .await
     }
 
     /// What a call for one permit would be told, with what remains before it. Takes nothing.

@@ -9,10 +9,13 @@ use super::Decision;
 
 /// Asks again whenever it can make sense, and is refused as soon as it cannot within this time. What keeps the limiter from its store comes beside the
 /// decision and ends the wait if that is a refusal.
-pub(super) async fn until_allowed(
+pub(super) async fn until_allowed<F>(
     timeout: Option<Duration>,
-    mut ask: impl AsyncFnMut() -> Result<(Decision, Option<Error>)>,
-) -> Result<Decision> {
+    mut ask: impl FnMut() -> F,
+) -> Result<Decision>
+where
+    F: Future<Output = Result<(Decision, Option<Error>)>>,
+{
     let begun = Instant::now();
     loop {
         let (decision, away) = ask().await?;

@@ -11,3 +11,4 @@ mod locks;
 mod processes;
 mod redlocks;
 mod semaphores;
+mod spawned;
