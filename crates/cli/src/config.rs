@@ -468,7 +468,7 @@ mod tests {
         assert_eq!(store(&[], &[("COMMONHOLD_STORE__BACKEND", "memory")], FILE), "memory:?capacity=10");
         assert_eq!(
             store(&[], &[("COMMONHOLD_STORE__URL", "disk:y?ttl=1h")], FILE.replace("path", "cache").as_str()),
-            "disk:y?ttl=1h&cache=a+b&durability=buffered"
+            "disk:y?ttl=1h&cache=a%20b&durability=buffered"
         );
         let both = [("COMMONHOLD_STORE", "disk:z"), ("COMMONHOLD_STORE__DISK__TTL", "1h")];
         assert_eq!(store(&[], &both, FILE), "disk:z?ttl=1h");

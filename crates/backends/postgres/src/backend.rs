@@ -243,7 +243,8 @@ impl StateBackend for PostgresBackend {
         let publish = async {
             self.check_session("publishing")?;
             let payload = payload(channel, &message)?;
-            self.shared.primary.lanes.any().await?.query(Sql::Publish, &[&payload]).await.map(drop)
+            // Those who notify commit one by one: it may have to wait, on a connection where that holds up nobody.
+            self.shared.execute(Sql::Publish, &[&payload]).await.map(drop)
         };
         publish.await.map_err(|error| error.at(NAME, "publish"))
     }

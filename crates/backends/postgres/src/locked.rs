@@ -20,8 +20,10 @@ use crate::{
 /// What is there, by key.
 pub(crate) type Live = BTreeMap<Key, Record>;
 
-/// The level at which each statement sees what was committed before it: behind the lock, all there is.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+/// The level at which each statement sees what was committed before it: behind the lock, all there is. A process that is
+/// stopped while it holds the lock would hold up everybody: the server ends its session after a second.
+const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '1s'";
 
 impl Shared {
     /// Locks keys, given in order and each once, hands what is there to `decide`, carries out the writes, and answers

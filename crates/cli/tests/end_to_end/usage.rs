@@ -16,6 +16,11 @@ const COMMANDS: &[&str] = &[
     "copy",
     "doctor",
     "bench",
+    "lock",
+    "elect",
+    "counter",
+    "limit",
+    "breaker",
     "window",
     "completions",
 ];
@@ -65,7 +70,10 @@ fn wrong_usage_is_an_error_of_its_own() {
         &["increment", "n", "many"],
         &["bench", "--ops", "fly"],
         &["completions", "tcsh"],
-        &["lock", "name"],
+        &["lock", "--", "true"],
+        &["lock", "name", "--ttl", "0s"],
+        &["limit", "take", "name"],
+        &["breaker", "open"],
         &["--output", "xml", "list"],
     ];
     for args in wrong {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use commonhold_core::{Key, Result};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -34,6 +34,9 @@ struct Shared {
     capacity: i64,
     owner: String,
     term: Mutex<Term>,
+    renewals: tokio::sync::Mutex<()>,
+    /// The time to live is another one.
+    changed: Notify,
     lost: CancellationToken,
 }
 
@@ -52,7 +55,16 @@ impl Held {
         let Wanted { key, capacity, ttl, label, .. } = wanted.clone();
         let term = Term { ttl, deadline: deadline(sent, ttl), label, floor: 0 };
         let lost = CancellationToken::new();
-        let shared = Arc::new(Shared { leases, key, capacity, owner, term: Mutex::new(term), lost });
+        let shared = Arc::new(Shared {
+            leases,
+            key,
+            capacity,
+            owner,
+            term: Mutex::new(term),
+            renewals: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+            lost,
+        });
         let renewal = tokio::spawn(renew(Arc::clone(&shared)));
         Self { shared, renewal, given_back: false }
     }
@@ -79,6 +91,8 @@ impl Held {
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<bool> {
         check_ttl(ttl)?;
         self.shared.term().ttl = ttl;
+        // The next renewal may have to come sooner.
+        self.shared.changed.notify_one();
         self.shared.renew().await
     }
 
@@ -127,15 +141,21 @@ impl Shared {
         self.term.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews once, and says whether it is still held.
+    /// Renews once, and says whether it is still held. One renewal at a time: the last decides how long it lasts.
     async fn renew(&self) -> Result<bool> {
-        let Term { ttl, label, floor, .. } = self.term().clone();
-        let renew = Renew { owner: self.owner.clone(), ttl: micros_of(ttl), label, floor };
-        let sent = Instant::now();
+        let _one = self.renewals.lock().await;
+        let (renew, renewed_to) = {
+            let mut term = self.term();
+            let Term { ttl, label, floor, .. } = term.clone();
+            let renew = Renew { owner: self.owner.clone(), ttl: micros_of(ttl), label, floor };
+            let renewed_to = deadline(Instant::now(), ttl);
+            // Until the answer is here, either may hold: the time to live may be shorter than it was.
+            term.deadline = term.deadline.min(renewed_to);
+            (renew, renewed_to)
+        };
         let renewed = Renew::decode(&self.leases.store().transact(&self.key, renew).await?);
         if renewed {
-            let mut term = self.term();
-            term.deadline = term.deadline.max(deadline(sent, ttl));
+            self.term().deadline = renewed_to;
         } else {
             self.lost.cancel();
         }
@@ -152,7 +172,13 @@ async fn renew(shared: Arc<Shared>) {
     let mut pause = shared.term().ttl / 3;
     loop {
         let deadline = shared.term().deadline;
-        tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
+            () = shared.changed.notified() => {
+                pause = shared.term().ttl / 3;
+                continue;
+            }
+        }
         let deadline = shared.term().deadline;
         if Instant::now() >= deadline {
             shared.lost.cancel();

@@ -199,6 +199,22 @@ async fn a_lock_is_renewed_for_as_long_as_it_is_held() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lock_whose_time_is_shortened_is_held_for_no_longer_than_that() {
+    let plan = FaultPlan::new();
+    let locks = Locks::new(Store::new(MemoryBackend::new()).layer(Fault::new(&plan))).unwrap();
+    let guard = locks.try_acquire("l", TTL * 10).await.unwrap().unwrap();
+    // Whether this reaches the store is not known.
+    plan.lose_reply(Operation::Transact);
+    guard.extend(TTL).await.unwrap_err();
+    for _ in 0..1_000 {
+        plan.refuse(Operation::Transact);
+    }
+    let begun = tokio::time::Instant::now();
+    guard.lost().cancelled().await;
+    assert!(begun.elapsed() <= TTL, "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn work_is_dropped_when_its_lock_is_lost() {
     let store = Store::new(MemoryBackend::new());

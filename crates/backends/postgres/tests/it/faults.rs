@@ -444,3 +444,25 @@ async fn histories_are_linearizable_through_kills_and_lost_replies() {
     assert!(history.unknown() > 0, "no reply was lost");
     history.assert_linearizable();
 }
+
+/// As a process does that is stopped: its server has the lock, and it never hears of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stops_while_it_holds_a_lock_holds_nobody_up() {
+    let (server, proxy) = proxied();
+    let stopped = open(impatient(&server, &proxy).timeout(Duration::from_secs(600))).await;
+    let other = open(config(&server.url()).sweep(None)).await;
+    let key = Key::new("k").unwrap();
+    other.put("k", "v").await.unwrap();
+    let batch = move || {
+        let options = PutOptions::default().when(commonhold_core::Condition::Present);
+        vec![Write::Put { key: key.clone(), value: "w".into(), options }]
+    };
+    stopped.write_batch(batch()).await.unwrap();
+    proxy.set(Mode::LoseReplies);
+    let stuck = tokio::spawn(async move { stopped.write_batch(batch()).await });
+    let locked = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    eventually(RECOVERY, "the server holds the lock", async || server.sql(locked).trim() == "1").await;
+    eventually(RECOVERY, "others write", async || other.put("k", "x").await.is_ok()).await;
+    assert_eq!(other.get("k").await.unwrap().unwrap(), "x");
+    stuck.abort();
+}
