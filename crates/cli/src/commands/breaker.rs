@@ -14,10 +14,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  commonhold --store redis://cache breaker show
-  commonhold --store redis://cache breaker show payments --watch
-  commonhold --store redis://cache breaker isolate payments    # nothing goes through
-  commonhold --store redis://cache breaker close payments")]
+  export COMMONHOLD_STORE=redis://cache
+  commonhold breaker show
+  commonhold breaker show payments --watch
+  commonhold breaker isolate payments    # nothing goes through
+  commonhold breaker close payments")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -23,9 +23,10 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  commonhold --store redis://cache elect scheduler -- ./scheduler
-  commonhold --store redis://cache elect scheduler --value 10.0.0.7:8080 --ttl 5s -- ./scheduler
-  commonhold --store redis://cache elect scheduler --watch")]
+  export COMMONHOLD_STORE=redis://cache
+  commonhold elect scheduler -- ./scheduler
+  commonhold elect scheduler --value 10.0.0.7:8080 --ttl 5s -- ./scheduler
+  commonhold elect scheduler --watch")]
 pub(crate) struct Args {
     /// The name of the election
     name: String,

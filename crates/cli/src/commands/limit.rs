@@ -22,9 +22,10 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  commonhold --store redis://cache limit take mail --rate 10/s && ./send-mail
-  commonhold --store redis://cache limit take import --rate 100/m --burst 20 --permits 5 --wait 1m
-  commonhold --store redis://cache limit show mail --rate 10/s --watch")]
+  export COMMONHOLD_STORE=redis://cache
+  commonhold limit take mail --rate 10/s && ./send-mail
+  commonhold limit take import --rate 100/m --burst 20 --permits 5 --wait 1m
+  commonhold limit show mail --rate 10/s --watch")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -25,10 +25,11 @@ use crate::failure::{Exit, Failure, Result};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  commonhold --store redis://cache lock nightly-report -- ./report.sh
-  commonhold --store redis://cache lock deploy --wait 10m --ttl 1m -- make deploy
-  commonhold --store redis://cache lock cleanup --wait 0s -- ./cleanup.sh   # not had: exit code 1
-  commonhold --store redis://cache lock --watch
+  export COMMONHOLD_STORE=redis://cache
+  commonhold lock nightly-report -- ./report.sh
+  commonhold lock deploy --wait 10m --ttl 1m -- make deploy
+  commonhold lock cleanup --wait 0s -- ./cleanup.sh   # not had: exit code 1
+  commonhold lock --watch
 
 A disk: store is open in one process at a time; to hold a lock between processes takes a shared store.")]
 pub(crate) struct Args {
