@@ -216,19 +216,24 @@ async fn a_run_that_is_stopped_commits_and_goes_on_later() {
 
 #[tokio::test]
 async fn of_two_runs_at_once_one_gets_an_error_and_nothing_counts_twice() {
-    let (slow, paced) = std::sync::mpsc::channel::<()>();
+    const HEADER: &str = "at,key,value\n";
+    /// Gives the header and one row, and the rest when the sender is dropped: until then the run that reads it
+    /// can commit once and no more.
     struct Paced(std::io::Cursor<Vec<u8>>, std::sync::mpsc::Receiver<()>);
     impl std::io::Read for Paced {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let length = buffer.len().min(40);
-            let read = self.0.read(&mut buffer[..length])?;
-            if self.0.position() > 100 {
+            let first = HEADER.len() + "2023-11-16 18:17:10Z,a,1\n".len();
+            let left = first.saturating_sub(self.0.position() as usize);
+            if left == 0 {
                 let _ = self.1.recv();
+                return self.0.read(buffer);
             }
-            Ok(read)
+            let length = buffer.len().min(left);
+            self.0.read(&mut buffer[..length])
         }
     }
-    let mut text = "at,key,value\n".to_owned();
+    let (rest, paced) = std::sync::mpsc::channel::<()>();
+    let mut text = HEADER.to_owned();
     (10..40).for_each(|n| writeln!(text, "2023-11-16 18:17:{n}Z,a,1").unwrap());
     let store = store();
     let options = || RunOptions { commit_every: 1, ..RunOptions::default() };
@@ -242,7 +247,7 @@ async fn of_two_runs_at_once_one_gets_an_error_and_nothing_counts_twice() {
     let first = tokio::spawn(async move { run(&first, &job(), &minutes(), input, first_options).await });
     began.notified().await;
     run(&second, &job(), &minutes(), csv(&text), options()).await.unwrap();
-    drop(slow);
+    drop(rest);
     let error = first.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.message().contains("another run of the job \"test\""), "{error}");
