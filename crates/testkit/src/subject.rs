@@ -21,13 +21,13 @@ pub struct Subject {
     clock: Option<Arc<ManualClock>>,
     max_key_len: usize,
     // Dropped after the backend: fields are dropped in the order in which they are declared.
-    _kept: Option<Box<dyn Any + Send + Sync>>,
+    pub(crate) kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Subject {
     /// An empty backend that tells real time.
     pub fn new(backend: Arc<dyn StateBackend>) -> Self {
-        Self { backend, clock: None, max_key_len: Key::MAX_LEN, _kept: None }
+        Self { backend, clock: None, max_key_len: Key::MAX_LEN, kept: None }
     }
 
     /// Says that the backend tells the time of this clock, so that nothing waits for time to pass.
@@ -47,7 +47,7 @@ impl Subject {
     /// Keeps something until after the backend is dropped: its directory, its server.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any + Send + Sync) -> Self {
-        self._kept = Some(Box::new(kept));
+        self.kept = Some(Box::new(kept));
         self
     }
 

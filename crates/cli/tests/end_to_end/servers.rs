@@ -114,6 +114,11 @@ async fn fill(url: &str, entries: u32) {
     }
 }
 
+/// Whoever scans the shared server would pass over it all.
+async fn clear(url: &str) {
+    commonhold::open(url).await.unwrap().clear("").await.unwrap();
+}
+
 async fn contents(url: &str) -> BTreeMap<Vec<u8>, (Vec<u8>, bool)> {
     let store = commonhold::open(url).await.unwrap();
     let entry = |(key, entry): (Key, commonhold::Entry)| {
@@ -138,6 +143,7 @@ async fn copies_go_from_server_to_server_and_back_to_disk() {
     assert!(contents(&postgres).await == expected);
     let disk = format!("disk:{}", sandbox.path("to").display());
     assert!(contents(&disk).await == expected);
+    clear(&redis).await;
 }
 
 #[test]
@@ -167,6 +173,7 @@ async fn a_copy_from_a_store_without_order_begins_again_and_skips_what_is_there(
     assert!(report["skipped"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(report["skipped"].as_u64().unwrap() + report["copied"].as_u64().unwrap(), 20_000);
     assert!(contents(&redis).await == contents(&postgres).await);
+    clear(&redis).await;
 }
 
 #[test]

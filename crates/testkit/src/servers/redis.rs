@@ -86,9 +86,11 @@ impl Redis {
     /// The value of a field of `INFO`, as `info("role")` is `master` or `slave`.
     ///
     /// # Panics
-    /// As [`cli`](Self::cli), or if there is no such field.
+    /// If the server does not say within a minute, or there is no such field.
     pub fn info(&self, field: &str) -> String {
-        let info = self.cli(&["INFO"]);
+        let mut info = String::new();
+        // A Sentinel that gives a server another role closes its connections, this one too.
+        wait_for("an answer to INFO", || self.try_cli(&["INFO"]).map(|answer| info = answer).is_ok());
         let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         value.unwrap_or_else(|| panic!("INFO has no {field}")).trim().to_owned()
     }
