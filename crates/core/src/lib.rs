@@ -37,5 +37,5 @@ pub use self::{
     memory::{MemoryBackend, MemoryBuilder},
     stats::{Latency, Stats},
     store::{IntoKey, IntoPrefix, Store, StoreTransaction},
-    transition::{Action, ScriptCall, Step, Transition},
+    transition::{Action, Increment, ScriptCall, Step, Transition},
 };

@@ -52,6 +52,11 @@ pub trait Transition: fmt::Debug + Send + Sync + 'static {
     fn script(&self) -> Option<ScriptCall> {
         None
     }
+
+    /// The increment that this is, if it is one: a store that has increments of its own makes that.
+    fn as_increment(&self) -> Option<&Increment> {
+        None
+    }
 }
 
 /// A Lua script that does to `KEYS[1]` what a transition does, with `ARGV` as here, and returns the reply as a
@@ -114,10 +119,15 @@ impl Step {
 /// Adds to a counter kept as decimal text, as Redis does; a missing one counts as 0.
 ///
 /// The time to live stays as it is; a counter that this creates gets `ttl`. Replies the new value as text.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Increment {
-    pub(crate) delta: i64,
-    pub(crate) ttl: Option<Duration>,
+///
+/// Refuses with `NotInteger` what is no signed 64-bit integer without sign `+`, blanks or leading zeros, and sums that
+/// are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Increment {
+    /// What is added.
+    pub delta: i64,
+    /// The time to live of a counter that this creates; the default of the store for none.
+    pub ttl: Option<Duration>,
 }
 
 impl Increment {
@@ -145,6 +155,10 @@ impl Transition for Increment {
         let ttl = self.ttl.map_or(0, |ttl| ttl.as_nanos().div_ceil(1_000_000));
         let args = vec![self.delta.to_string().into(), ttl.to_string().into()];
         Some(ScriptCall { source: include_str!("increment.lua"), args })
+    }
+
+    fn as_increment(&self) -> Option<&Increment> {
+        Some(self)
     }
 }
 

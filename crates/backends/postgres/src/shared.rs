@@ -81,6 +81,16 @@ impl Shared {
         }
     }
 
+    /// The rows of a write. It shares a connection unless it has to wait for a lock.
+    pub(crate) async fn query(&self, sql: Sql, params: Params<'_>) -> Result<Vec<Row>> {
+        match self.primary.lanes.any().await?.query(sql, params).await {
+            Err(error) if error::is_locked_out(&error) || error::is_deadlock(&error) => {
+                Box::pin(self.query_alone(sql, params)).await
+            }
+            rows => rows,
+        }
+    }
+
     /// The rows of a statement on a connection of its own.
     pub(crate) async fn query_alone(&self, sql: Sql, params: Params<'_>) -> Result<Vec<Row>> {
         let mut attempts = Attempts::default();

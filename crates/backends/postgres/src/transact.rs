@@ -4,11 +4,15 @@ use std::{collections::BTreeMap, slice};
 
 use bytes::Bytes;
 use commonhold_core::{
-    Key, Result, Transition,
+    Increment, Key, Result, Transition,
     embedded::{self, Effect, Record},
 };
 
-use crate::{shared::Shared, sql::Sql, values::Time};
+use crate::{
+    shared::Shared,
+    sql::Sql,
+    values::{self, Time},
+};
 
 /// How often a transition is tried without a lock.
 const OPTIMISTIC_ATTEMPTS: usize = 2;
@@ -19,6 +23,11 @@ impl Shared {
     /// # Errors
     /// The transition's own; nothing is changed then.
     pub(crate) async fn transact(&self, key: &Key, transition: &dyn Transition) -> Result<Bytes> {
+        if let Some(increment) = transition.as_increment()
+            && let Some(sum) = self.increment(key, increment).await?
+        {
+            return Ok(sum);
+        }
         for _ in 0..OPTIMISTIC_ATTEMPTS {
             let (live, now) = self.read(key).await?;
             let (effect, reply) = embedded::transact(live.as_ref(), transition, now, self.rules())?;
@@ -36,6 +45,14 @@ impl Shared {
             Ok((BTreeMap::from([(key.clone(), change)]), reply))
         })
         .await
+    }
+
+    /// The sum as text; none, and nothing is changed, where the transition would refuse, which then says why.
+    async fn increment(&self, key: &Key, increment: &Increment) -> Result<Option<Bytes>> {
+        let ttl = self.ttl_micros(increment.ttl.into());
+        let rows = self.query(Sql::Increment, &[&key.as_bytes(), &increment.delta, &ttl]).await?;
+        let sum = rows.first().map(|row| values::column::<&[u8]>(row, 0)).transpose()?;
+        Ok(sum.map(Bytes::copy_from_slice))
     }
 
     /// Puts the effect in the place of what was read, and says whether that was there still.

@@ -158,10 +158,12 @@ async fn a_compare_and_swap_whose_reply_is_lost_says_that_it_does_not_know() {
     let (server, proxy) = proxied();
     let store = open(impatient(&server, &proxy)).await;
     store.put("k", "old").await.unwrap();
-    // Every shared connection is there.
-    for _ in 0..2 {
-        assert!(!store.compare_and_swap("k", Some("none"), "x").await.unwrap());
-    }
+    let every_shared_connection_is_made = async || {
+        for _ in 0..2 {
+            assert!(!store.compare_and_swap("k", Some("none"), "x").await.unwrap());
+        }
+    };
+    every_shared_connection_is_made().await;
     proxy.set(Mode::LoseReplies);
     let error = store.compare_and_swap("k", Some("old"), "new").await.unwrap_err();
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::Ambiguous), "{error}");
@@ -169,6 +171,7 @@ async fn a_compare_and_swap_whose_reply_is_lost_says_that_it_does_not_know() {
     works_again(&store).await;
     assert_eq!(store.get("k").await.unwrap().unwrap(), "new", "the server did it");
 
+    every_shared_connection_is_made().await;
     proxy.set(Mode::CutRequest(10));
     let error = store.compare_and_swap("k", Some("new"), "newer").await.unwrap_err();
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Ambiguous), "{error}");

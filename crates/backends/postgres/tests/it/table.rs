@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{Table, config, sql};
-use commonhold_core::{Change, ErrorKind, Expiry, Key, Maintenance, Prefix, PutOptions, Scan, Store, Write};
+use commonhold_core::{
+    Change, ErrorKind, Expiry, Key, Maintenance, MemoryBackend, Prefix, PutOptions, Scan, Store, Write,
+};
 use commonhold_postgres::{PostgresBackend, PostgresConfig};
 use commonhold_testkit::{
     eventually,
@@ -353,6 +355,78 @@ async fn a_lock_held_by_plain_sql_holds_up_its_row_alone() {
     for task in held_up {
         task.await.unwrap().unwrap();
     }
+}
+
+/// The server adds by itself; what it takes for a number, and for a sum, is what others take.
+#[tokio::test]
+async fn increments_are_those_of_memory_whatever_lies_there() {
+    let (max, min) = (i64::MAX.to_string(), i64::MIN.to_string());
+    let states: Vec<&[u8]> = vec![
+        b"0",
+        b"-1",
+        b"41",
+        b"-0",
+        b"00",
+        b"01",
+        b"+1",
+        b" 1",
+        b"1 ",
+        b"1\n",
+        b"",
+        b"-",
+        b"1e3",
+        b"1.0",
+        b"NaN",
+        b"Infinity",
+        b"1_000",
+        b"0x10",
+        b"1\0",
+        b"\xff",
+        b"\\061",
+        "\u{0661}".as_bytes(),
+        max.as_bytes(),
+        min.as_bytes(),
+        b"9223372036854775808",
+        b"-9223372036854775809",
+        b"9999999999999999999",
+        b"-9999999999999999999",
+        b"99999999999999999999999999",
+        &[b'1'; 100_000],
+    ];
+    let table = Table::new();
+    let (ours, memory) = (open(table.config()).await, Store::new(MemoryBackend::new()));
+    for state in states {
+        for delta in [0, 1, -1, 7, i64::MAX, i64::MIN] {
+            let mut outcomes = Vec::new();
+            for store in [&ours, &memory] {
+                store.put("n", state.to_vec()).await.unwrap();
+                let sum = store.increment("n", delta).await.map_err(|error| error.kind());
+                outcomes.push((sum, store.get("n").await.unwrap()));
+            }
+            assert_eq!(outcomes[0], outcomes[1], "{} and {delta}", state.escape_ascii());
+        }
+    }
+    let error = ours.increment("n", 1).await.unwrap_err();
+    assert!(error.to_string().contains("not a signed 64-bit decimal integer"), "{error}");
+}
+
+#[tokio::test]
+async fn an_increment_keeps_the_time_to_live_and_counts_anew_what_has_expired() {
+    let table = Table::new();
+    let store = open(table.config()).await;
+    let hour = Duration::from_secs(3600);
+    assert_eq!(store.increment_with_ttl("n", 5, hour).await.unwrap(), 5);
+    assert_eq!(store.increment("n", 1).await.unwrap(), 6);
+    assert_eq!(store.increment_with_ttl("n", 1, 2 * hour).await.unwrap(), 7);
+    let left = async || store.ttl("n").await.unwrap().unwrap();
+    assert!(left().await.is_some_and(|left| left <= hour && left > hour / 2));
+    store.put_with_ttl("n", "9", Duration::from_millis(1)).await.unwrap();
+    eventually(Duration::from_secs(10), "the counter expires", async || {
+        store.get("n").await.unwrap().is_none()
+    })
+    .await;
+    assert_eq!(store.increment("n", 1).await.unwrap(), 1);
+    assert_eq!(left().await, None);
 }
 
 #[tokio::test]
