@@ -154,7 +154,9 @@ impl DistributedBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let permit = self.try_acquire().await.map_err(BreakerError::widen)?;
-        execute::distributed(permit, is_failure, call).await
+        let ended = execute::make(call, is_failure).await;
+        permit.settle(ended.failed).await;
+        ended.go_on()
     }
 
     /// Asks whether a call may be made. Dropping the future leaves no probe behind.

@@ -98,7 +98,9 @@ impl LocalBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let permit = self.try_acquire().map_err(BreakerError::widen)?;
-        execute::local(permit, is_failure, call).await
+        let ended = execute::make(call, is_failure).await;
+        permit.settle(ended.failed);
+        ended.go_on()
     }
 
     /// Asks whether a call may be made, for one that is made by other means.

@@ -1,25 +1,11 @@
 
 -- What a bucket is, with all that instances lease from it.
-local LIMIT, MAX_LEASES, STAYS = 4503599627370496, 1000, 60000000
+local MAX_LEASES = 1000
 
 local level, at, leases = capacity, now, {}
 
-local function text(number)
-  return string.format('%.0f', number)
-end
-
-local function number(field)
-  if field and #field <= 16 and string.find(field, '^%d+$') then
-    local value = tonumber(field)
-    return value < LIMIT and value or nil
-  end
-end
-
 local function parse(state)
-  local fields = {}
-  for field in string.gmatch(state .. ' ', '([^ ]*) ') do
-    fields[#fields + 1] = field
-  end
+  local fields = split(state)
   local of = number(fields[2])
   level, at = number(fields[3]), number(fields[4])
   if fields[1] ~= 'bucket' or not of or of == 0 or not level or not at then

@@ -117,8 +117,12 @@ impl Transition for Renew {
         let Self { limit, id, seq, keep, back, need, want, length } = self;
         let numbers =
             [limit.unit(), limit.flow(), limit.burst(), *id, *seq, *keep, *back, *need, *want, *length];
-        let source =
-            concat!(include_str!("begin.lua"), include_str!("bucket.lua"), include_str!("lease.lua"));
+        let source = concat!(
+            include_str!("begin.lua"),
+            include_str!("fields.lua"),
+            include_str!("bucket.lua"),
+            include_str!("lease.lua")
+        );
         Some(ScriptCall { source, args: numbers.iter().map(|number| number.to_string().into()).collect() })
     }
 }

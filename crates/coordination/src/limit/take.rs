@@ -112,12 +112,16 @@ impl Transition for Take {
                 concat!(
                     include_str!("begin.lua"),
                     include_str!("quick.lua"),
+                    include_str!("fields.lua"),
                     include_str!("bucket.lua"),
                     include_str!("take.lua")
                 ),
                 vec![limit.unit(), limit.flow(), limit.burst()],
             ),
-            Limit::Window(limit) => (include_str!("window.lua"), vec![limit.slice_micros(), limit.permits()]),
+            Limit::Window(limit) => (
+                concat!(include_str!("fields.lua"), include_str!("window.lua")),
+                vec![limit.slice_micros(), limit.permits()],
+            ),
         };
         let callers = self.permits.len() as u64;
         let numbers = config.iter().chain([&callers]).chain(&self.permits);

@@ -1,7 +1,7 @@
 -- The sliding window of window.rs and the transition of take.rs. ARGV: SLICE PERMITS CALLERS, and the permits
 -- that each caller asks for.
 local slice, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
-local LIMIT, TOUCHED, STAYS = 4503599627370496, 17, 60000000
+local TOUCHED = 17
 
 local time = redis.call('TIME')
 local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
@@ -11,22 +11,8 @@ for index = 1, TOUCHED do
   counts[index] = 0
 end
 
-local function text(number)
-  return string.format('%.0f', number)
-end
-
-local function number(field)
-  if field and #field <= 16 and string.find(field, '^%d+$') then
-    local value = tonumber(field)
-    return value < LIMIT and value or nil
-  end
-end
-
 local function parse(state)
-  local fields = {}
-  for field in string.gmatch(state .. ' ', '([^ ]*) ') do
-    fields[#fields + 1] = field
-  end
+  local fields = split(state)
   local of, last = number(fields[2]), number(fields[3])
   if fields[1] ~= 'window' or not of or of == 0 or not last or of * last >= LIMIT or #fields ~= 3 + TOUCHED then
     return false
