@@ -67,7 +67,7 @@ impl Leases {
             return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "lease"));
         }
         let process = format!("{:016x}", fastrand::u64(..));
-        let wakeups = Wakeups::new(store.clone());
+        let wakeups = Wakeups::new(store.clone(), &process);
         let label = to_label(process_name().as_bytes());
         Ok(Self {
             store,

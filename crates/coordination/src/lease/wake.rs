@@ -1,17 +1,18 @@
 //! Wakes those who wait for a lease when one is released: one subscription for the whole process, however many wait.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use commonhold_core::{Message, Result, Store};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-/// The channel on which those are told who are given what they want, by the names of their claims.
-const CHANNEL: &str = "commonhold:released";
+/// What the channels are called on which those who wait in a process are told that they are next, by the names of their
+/// claims. The name of the process follows: nobody hears what others are told.
+const CHANNEL: &str = "commonhold:released:";
 /// How long to wait before the channel is subscribed to again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -19,6 +20,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Wakeups {
     store: Store,
+    process: String,
     waiting: Mutex<Waiting>,
 }
 
@@ -39,8 +41,8 @@ pub(crate) struct Place {
 }
 
 impl Wakeups {
-    pub(crate) fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, waiting: Mutex::default() })
+    pub(crate) fn new(store: Store, process: &str) -> Arc<Self> {
+        Arc::new(Self { store, process: process.to_owned(), waiting: Mutex::default() })
     }
 
     /// Whether the store can wake anybody.
@@ -50,10 +52,18 @@ impl Wakeups {
 
     /// Tells these claims, wherever they wait, that they are next. They poll as well: a message that is lost delays them.
     pub(crate) async fn tell(&self, owners: &[String]) {
-        if self.can_wake() {
-            let told = self.store.publish(CHANNEL, owners.join(" ")).await;
-            let _ = told.inspect_err(|error| tracing::debug!(%error, "those who are next were not told"));
+        if !self.can_wake() {
+            return;
         }
+        let mut told: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for owner in owners {
+            told.entry(process_of(owner)).or_default().push(owner);
+        }
+        let told = told.into_iter().map(async |(process, owners)| {
+            let told = self.store.publish(channel(process), owners.join(" ")).await;
+            let _ = told.inspect_err(|error| tracing::debug!(%error, "those who are next were not told"));
+        });
+        join_all(told).await;
     }
 
     pub(crate) fn wait_for(self: &Arc<Self>, owner: &str) -> Place {
@@ -97,11 +107,24 @@ impl Drop for Place {
     }
 }
 
+/// The name of the process in that of a claim.
+fn process_of(owner: &str) -> &str {
+    owner.split_once('.').map_or(owner, |(process, _)| process)
+}
+
+fn channel(process: &str) -> String {
+    format!("{CHANNEL}{process}")
+}
+
 /// Hears of releases until nobody has waited for a while.
 async fn hear(wakeups: Weak<Wakeups>) {
-    let Some(store) = wakeups.upgrade().map(|wakeups| wakeups.store.clone()) else { return };
+    let Some((store, channel)) =
+        wakeups.upgrade().map(|wakeups| (wakeups.store.clone(), channel(&wakeups.process)))
+    else {
+        return;
+    };
     loop {
-        if let Err(error) = hear_until_lost(&wakeups, &store).await {
+        if let Err(error) = hear_until_lost(&wakeups, &store, &channel).await {
             tracing::debug!(%error, "releases are not heard of");
             tokio::time::sleep(RETRY_DELAY).await;
         }
@@ -117,8 +140,8 @@ async fn hear(wakeups: Weak<Wakeups>) {
 /// How long the subscription stays when nobody waits.
 const IDLE: Duration = Duration::from_secs(10);
 
-async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store) -> Result<()> {
-    let mut messages = store.subscribe(CHANNEL).await?;
+async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store, channel: &str) -> Result<()> {
+    let mut messages = store.subscribe(channel).await?;
     // What was released before is not told any more.
     if let Some(wakeups) = wakeups.upgrade() {
         wakeups.wake_all();
