@@ -1,5 +1,6 @@
-//! Many processes that are killed, stopped and cut off, and what holds all the same: nobody holds what another holds, as
-//! seen through fenced writes; tokens rise; each increment counts once; at most one leads.
+//! Many processes that are killed, stopped and cut off and whose clocks are an hour off, and what holds all the same:
+//! nobody holds what another holds, as seen through fenced writes; tokens rise; each increment counts once; at most one
+//! leads; no limit is passed; no breaker stays open for somebody who is gone.
 //!
 //! The processes are this test binary, run with the name of a test that is ignored otherwise.
 
@@ -10,13 +11,20 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use commonhold_coordination::{Election, Fenced, Locks, counter::Counter};
+use commonhold::Store;
+use commonhold_coordination::{
+    Election, Fenced, Locks,
+    breaker::{self, DistributedBreaker, Settings},
+    counter::Counter,
+    limit::{DistributedLimiter, HybridLimiter, OnUnavailable, Rate, SlidingWindow, TokenBucket},
+};
 use commonhold_testkit::{
+    eventually,
     proxy::{Mode, Proxy},
-    servers::{Postgres, Redis, RedisCluster, RedisSentinel},
+    servers::{Postgres, Redis, RedisCluster, RedisSentinel, shift_clock},
 };
 
 use crate::common::PATIENCE;
@@ -24,11 +32,13 @@ use crate::common::PATIENCE;
 /// Short, so that what is killed is passed over soon.
 const TTL: Duration = Duration::from_millis(600);
 const PROCESSES: usize = 4;
+/// How far clocks are off, in seconds.
+const HOUR: i64 = 3600;
 /// How long faults go on.
 const TIME: Duration = Duration::from_secs(8);
 
-/// What one process says of what it did: `write TOKEN VALUE` once a fenced write was acknowledged, `count` once an
-/// increment was, `lead TOKEN`.
+/// What one process says of what it did: `clock SECONDS` when it begins; `write TOKEN VALUE` once a fenced write was
+/// acknowledged; `try ID` before an increment and `counted ID` once it was; the name of a limiter that let it through.
 type Lines = Arc<Mutex<Vec<String>>>;
 
 struct Worker {
@@ -38,14 +48,15 @@ struct Worker {
 
 impl Worker {
     fn start(role: &str, url: &str, lines: &Lines) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
             .args(["--exact", "processes::worker", "--ignored", "--nocapture"])
             .env("COORDINATION_ROLE", role)
             .env("COORDINATION_URL", url)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        shift_clock(&mut command, fastrand::choice([-HOUR, 0, HOUR]).unwrap());
+        let mut child = command.spawn().unwrap();
         let (output, lines) = (BufReader::new(child.stdout.take().unwrap()), Arc::clone(lines));
         let reader = thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
@@ -84,6 +95,13 @@ fn worker() {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
+        say(&format!("clock {}", seconds()));
+        if role == "limit" {
+            return pass_limits(&store).await;
+        }
+        if role == "probe" {
+            return probe_for_ever(&store).await;
+        }
         let locks = Locks::new(store.clone()).unwrap();
         let election = Election::new(store.clone(), "e").unwrap();
         let counter = Counter::new(store.clone(), "counter").unwrap();
@@ -126,6 +144,66 @@ fn worker() {
     });
 }
 
+fn seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    since.as_secs().cast_signed()
+}
+
+/// What each of three limiters lets through in this many seconds at most, whoever asks.
+fn most(seconds: f64) -> f64 {
+    BURST as f64 + seconds * RATE as f64
+}
+
+const RATE: u64 = 100;
+const BURST: u64 = 50;
+
+async fn pass_limits(store: &Store) {
+    let limit = TokenBucket::new(Rate::per_second(RATE).unwrap(), BURST).unwrap();
+    let slice = SlidingWindow::new(RATE / 2, Duration::from_millis(500)).unwrap();
+    let refuse = OnUnavailable::Refuse;
+    let bucket = DistributedLimiter::new(store.clone(), "bucket", limit, refuse).unwrap();
+    let window = DistributedLimiter::new(store.clone(), "window", slice, refuse).unwrap();
+    let hybrid = HybridLimiter::new(store.clone(), "hybrid", limit, TTL / 2, refuse).unwrap();
+    let patience = Duration::from_secs(1);
+    loop {
+        tokio::join!(
+            async {
+                if bucket.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
+                    say("bucket");
+                }
+            },
+            async {
+                if window.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
+                    say("window");
+                }
+            },
+            async {
+                if hybrid.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
+                    say("hybrid");
+                }
+            },
+            tokio::time::sleep(Duration::from_millis(1)),
+        );
+    }
+}
+
+fn breaker_in(store: &Store) -> DistributedBreaker {
+    let settings = Settings::new().failure_threshold(1).open_for(Duration::from_millis(20)).probe_lease(TTL);
+    DistributedBreaker::new(store.clone(), "b", &settings, breaker::OnUnavailable::Refuse).unwrap()
+}
+
+async fn probe_for_ever(store: &Store) {
+    let breaker = breaker_in(store);
+    let _probe = loop {
+        match breaker.try_acquire().await {
+            Ok(permit) if permit.is_probe() => break permit,
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    say("probe");
+    std::future::pending().await
+}
+
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").unwrap();
@@ -165,6 +243,8 @@ fn torment(role: &str, url: &str, mut also: impl FnMut(usize)) -> Vec<String> {
     drop(workers);
     let lines = lines.lock().unwrap().clone();
     assert!(lines.len() > 20, "{lines:?}");
+    let clocks = lines.iter().filter_map(|line| line.strip_prefix("clock ")?.parse::<i64>().ok());
+    assert!(clocks.map(|clock| (clock - seconds()).abs()).any(|off| off > HOUR / 2), "all clocks are right");
     lines
 }
 
@@ -257,6 +337,63 @@ fn increments_with_ids_count_once_through_kills_and_lost_replies() {
     assert_counted_once(&lines, redis.cli(&["GET", "counter"]).trim().parse().unwrap());
 }
 
+fn assert_limits_hold(url: &str, also: impl FnMut(usize)) {
+    let begun = Instant::now();
+    let lines = torment("limit", url, also);
+    let most = most(begun.elapsed().as_secs_f64());
+    for limiter in ["bucket", "window", "hybrid"] {
+        let passed = lines.iter().filter(|line| *line == limiter).count();
+        assert!(passed > 0 && passed as f64 <= most, "{limiter} let {passed} through, {most} at most");
+    }
+}
+
+#[test]
+fn limits_are_not_passed_through_kills_and_pauses_of_processes_restarts_and_lost_replies() {
+    let redis = durable_redis();
+    let proxy = Proxy::before(redis.port());
+    assert_limits_hold(&redis.url_at(proxy.port()), |step| {
+        if step % 2 == 0 {
+            return redis.restart();
+        }
+        proxy.set(Mode::LoseReplies);
+        thread::sleep(Duration::from_millis(200));
+        proxy.set(Mode::Pass);
+        proxy.cut();
+    });
+}
+
+#[test]
+fn limits_are_not_passed_on_a_cluster_and_through_restarts_of_postgres() {
+    let cluster = RedisCluster::start();
+    assert_limits_hold(&cluster.url(), |_| {});
+    let postgres = Postgres::start();
+    assert_limits_hold(&postgres.url(), |_| postgres.restart());
+}
+
+async fn outlives_a_probe(url: &str) {
+    let lines = Lines::default();
+    let breaker = breaker_in(&commonhold::open(url).await.unwrap());
+    assert!(breaker.execute(|| async { Err::<(), _>(()) }).await.is_err());
+    let worker = Worker::start("probe", url, &lines);
+    eventually(PATIENCE, "a probe is made", async || {
+        lines.lock().unwrap().iter().any(|line| line == "probe")
+    })
+    .await;
+    drop(worker);
+    eventually(PATIENCE, "another probe may be made", async || {
+        breaker.execute(async || Ok::<_, ()>(())).await.is_ok()
+    })
+    .await;
+    assert_eq!(breaker.show().await.unwrap().state, breaker::State::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_breaker_closes_though_the_process_that_made_the_probe_was_killed() {
+    let (redis, postgres) = (durable_redis(), Postgres::start());
+    outlives_a_probe(&redis.url()).await;
+    outlives_a_probe(&postgres.url()).await;
+}
+
 /// A replica that takes over may not have heard of the last lock or write, so two may hold it. What does hold: tokens
 /// rise, as far as the clocks of the servers agree.
 #[test]
@@ -269,6 +406,20 @@ fn tokens_rise_through_a_failover_of_sentinel() {
             let old = sentinel.primary();
             old.kill();
             sentinel.wait_for_failover_from(old);
+        }
+    });
+    assert!(failed);
+    assert_tokens_rise(&lines);
+}
+
+#[test]
+fn tokens_rise_through_a_failover_of_a_cluster() {
+    let cluster = RedisCluster::start();
+    let mut failed = false;
+    let lines = torment("lock", &format!("{}?prefix={{p}}:", cluster.url()), |_| {
+        if !std::mem::replace(&mut failed, true) {
+            cluster.primary_of(cluster.slot("p")).kill();
+            cluster.wait_until_whole();
         }
     });
     assert!(failed);

@@ -42,7 +42,7 @@ pub use self::{
     memcached::Memcached,
     pgbouncer::PgBouncer,
     postgres::{Postgres, PostgresBuilder},
-    program::{INSTALL, missing},
+    program::{INSTALL, missing, shift_clock},
     redis::{Redis, RedisBuilder},
     redis_cluster::RedisCluster,
     redis_sentinel::{RedisSentinel, SERVICE},

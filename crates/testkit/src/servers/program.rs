@@ -3,10 +3,11 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-/// The line that installs every server on Debian.
-pub const INSTALL: &str = "apt-get install -y redis-server postgresql memcached pgbouncer";
+/// The line that installs on Debian whatever the tests need.
+pub const INSTALL: &str = "apt-get install -y redis-server postgresql memcached pgbouncer libfaketime";
 
 /// The path of a program: from `PATH`, where Debian keeps daemons, or where it keeps PostgreSQL's newest version.
 ///
@@ -16,10 +17,29 @@ pub(super) fn find(name: &str) -> PathBuf {
     try_find(name).unwrap_or_else(|| panic!("the tests need {name}, which is not installed: {INSTALL}"))
 }
 
-/// Those of the programs that the servers need and that are not installed.
+/// Those of the programs that the tests need and that are not installed.
 pub fn missing() -> Vec<&'static str> {
     let needed = ["redis-server", "redis-cli", "postgres", "initdb", "psql", "memcached", "pgbouncer"];
-    needed.into_iter().filter(|name| try_find(name).is_none()).collect()
+    let missing = needed.into_iter().filter(|name| try_find(name).is_none());
+    missing.chain(faketime().is_none().then_some("libfaketime")).collect()
+}
+
+/// Lets a program see the time of day shifted by so many seconds. Its monotonic clock goes on as it is.
+///
+/// # Panics
+/// If libfaketime is not installed: the message holds [`INSTALL`].
+pub fn shift_clock(program: &mut Command, seconds: i64) {
+    let library = faketime();
+    let library =
+        library.unwrap_or_else(|| panic!("the tests need libfaketime, which is not installed: {INSTALL}"));
+    program.env("LD_PRELOAD", library).env("FAKETIME", format!("{seconds:+}"));
+    program.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DISABLE_SHM", "1");
+}
+
+fn faketime() -> Option<PathBuf> {
+    let architectures = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let libraries = architectures.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.into_iter().find(|library| library.is_file())
 }
 
 fn try_find(name: &str) -> Option<PathBuf> {
@@ -45,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "apt-get install -y redis-server postgresql memcached pgbouncer")]
+    #[should_panic(expected = "apt-get install -y redis-server")]
     fn a_missing_program_says_how_to_install_it() {
         find("no-such-program");
     }
