@@ -17,6 +17,7 @@ use commonhold::{
     url::StoreUrl,
 };
 use commonhold_testkit::servers::{
+    Postgres,
     shared::{postgres_url, redis_url},
     unique,
 };
@@ -45,7 +46,12 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
         println!("{}", redis_counter(runtime, pairs, tasks, &store, &raw)?);
     }
     for tasks in [1, 64] {
-        println!("{}", postgres_counter(runtime, pairs, tasks)?);
+        println!("{}", postgres_counter(runtime, pairs, tasks, "without sync", postgres_url())?);
+    }
+    // As it is installed: what is acknowledged is on the disk.
+    let syncs = Postgres::builder().config("fsync = on").start();
+    for tasks in [1, 64] {
+        println!("{}", postgres_counter(runtime, pairs, tasks, "with sync", &syncs.url())?);
     }
     println!("\n### Locks over Redis\n\n{}", Comparison::HEADING);
     for tasks in [1, 64] {
@@ -105,14 +111,20 @@ fn redis_counter(
     ))
 }
 
-fn postgres_counter(runtime: &Runtime, pairs: usize, count: u64) -> commonhold::Result<Comparison> {
+fn postgres_counter(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    server: &str,
+    url: &str,
+) -> commonhold::Result<Comparison> {
     let plan = Plan { pairs, operations: if count == 1 { 1 << 10 } else { 1 << 12 }, tasks: count };
     let store = runtime.block_on(async {
-        let config = PostgresConfig::from_url(StoreUrl::parse(postgres_url())?)?.table(unique("bench"));
+        let config = PostgresConfig::from_url(StoreUrl::parse(url)?)?.table(unique("bench"));
         commonhold::Result::<_>::Ok(Store::new(PostgresBackend::open(config).await?))
     })?;
     let counter = Counter::new(store, "counter")?;
-    let manager = Manager::new(postgres_url().parse().map_err(raw_error)?, NoTls);
+    let manager = Manager::new(url.parse().map_err(raw_error)?, NoTls);
     let pool = Pool::builder(manager).max_size(16).build().map_err(raw_error)?;
     let table = unique("raw");
     let create = format!(
@@ -141,7 +153,7 @@ fn postgres_counter(runtime: &Runtime, pairs: usize, count: u64) -> commonhold::
         }
     };
     Ok(compare(
-        format!("PostgreSQL, {}, against UPDATE", tasks(count)),
+        format!("PostgreSQL {server}, {}, against UPDATE", tasks(count)),
         pairs,
         || segment(runtime, plan, ours),
         || segment(runtime, plan, theirs),

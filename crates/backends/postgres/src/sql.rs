@@ -66,7 +66,7 @@ statements! {
     Swap,
     /// (key, old value, old expires_at): deletes what was read.
     Remove,
-    /// (key, delta, ttl): value. Adds to the number that a live row holds; no row where that is none.
+    /// (key, delta): value. Adds to what is there if it is a number of up to 18 digits.
     Increment,
     /// (keys): locks the rows under these keys, in order, and makes those that are missing, invisibly.
     Lock,
@@ -125,7 +125,7 @@ impl Sql {
             Self::Scan | Self::ScanKeys | Self::Count => self.range(names),
             Self::Lock | Self::ReadLocked | Self::WriteLocked | Self::DeleteLocked => self.locked(names),
             Self::Create | Self::Swap | Self::Remove => self.optimistic(names),
-            Self::Increment => (vec![Type::BYTEA, Type::INT8, Type::INT8], true, increment(names)),
+            Self::Increment => (vec![Type::BYTEA, Type::INT8], true, increment(names)),
             Self::Clear | Self::Sweep | Self::Publish => self.service(names),
             _ => self.write(names),
         };
@@ -354,21 +354,14 @@ impl Sql {
     }
 }
 
-/// The numbers are those of [`commonhold_core::Increment`]. The value is read as one only where it is: what a `CASE` does
-/// not come to is not worked out.
+/// Numbers as those of [`commonhold_core::Increment`], but for the longest. What a `CASE` does not come to is not worked
+/// out.
 fn increment(Names { table, .. }: &Names) -> String {
-    let number = "encode(t.value, 'escape')::numeric";
-    let (min, max) = (i64::MIN, i64::MAX);
+    let digits = "encode(t.value, 'escape')";
     format!(
-        "INSERT INTO {table} AS t (key, value, expires_at) VALUES ($1, $2::text::bytea, {}) \
-         ON CONFLICT (key) DO UPDATE SET \
-         value = CASE WHEN {LIVE} THEN ({number} + $2)::text::bytea ELSE excluded.value END, \
-         expires_at = CASE WHEN {LIVE} THEN t.expires_at ELSE excluded.expires_at END \
-         WHERE CASE WHEN NOT {LIVE} THEN true WHEN octet_length(t.value) > 20 THEN false \
-         WHEN encode(t.value, 'escape') ~ '^(0|-?[1-9][0-9]*)$' \
-         THEN {number} BETWEEN {min} AND {max} AND {number} + $2 BETWEEN {min} AND {max} ELSE false END \
-         RETURNING t.value",
-        expiry("$3")
+        "UPDATE {table} t SET value = ({digits}::int8 + $2)::text::bytea WHERE t.key = $1 AND {LIVE} \
+         AND CASE WHEN octet_length(t.value) > 19 THEN false ELSE {digits} ~ '^(0|-?[1-9][0-9]{{0,17}})$' END \
+         RETURNING t.value"
     )
 }
 

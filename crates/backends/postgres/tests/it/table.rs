@@ -391,12 +391,15 @@ async fn increments_are_those_of_memory_whatever_lies_there() {
         b"9999999999999999999",
         b"-9999999999999999999",
         b"99999999999999999999999999",
+        b"999999999999999999",
+        b"-999999999999999999",
+        b"1000000000000000000",
         &[b'1'; 100_000],
     ];
     let table = Table::new();
     let (ours, memory) = (open(table.config()).await, Store::new(MemoryBackend::new()));
     for state in states {
-        for delta in [0, 1, -1, 7, i64::MAX, i64::MIN] {
+        for delta in [0, 1, -1, 7, 8_000_000_000_000_000_000, i64::MAX, i64::MIN] {
             let mut outcomes = Vec::new();
             for store in [&ours, &memory] {
                 store.put("n", state.to_vec()).await.unwrap();
