@@ -1,4 +1,4 @@
-//! Adds up what is added while an earlier sum is on its way, so that it travels together, with the exact value for each.
+//! Adds up what is added while something is on its way, so that it travels together, with the exact value for each.
 
 use std::{
     mem,
@@ -16,7 +16,7 @@ type AddSum = Box<dyn Fn(i64) -> BoxFuture<'static, Result<i64>> + Send + Sync>;
 /// Combines additions to one number.
 ///
 /// Lighter than [`Gather`](commonhold_core::Gather), which carries a question and an answer for each: here all share an
-/// answer, and each knows its place in the sum.
+/// answer, and each knows its place in the sum. As there, who finds nothing on its way travels at once and by itself.
 pub(crate) struct Combine {
     add_sum: AddSum,
     state: Mutex<State>,
@@ -26,6 +26,8 @@ pub(crate) struct Combine {
 struct State {
     /// What is added next.
     next: Arc<Batch>,
+    /// A caller carries out what it adds itself.
+    alone: bool,
     /// A task carries out what is added.
     driven: bool,
 }
@@ -68,12 +70,24 @@ impl Combine {
 
     /// Adds this; `None` if it cannot travel with what is waiting, because their sum is no `i64`.
     ///
-    /// It is added also if the future is dropped.
-    pub(crate) fn add(
-        self: &Arc<Self>,
-        delta: i64,
-    ) -> Option<impl Future<Output = Added> + Send + Unpin + use<>> {
+    /// If the future is dropped, it is added or not.
+    pub(crate) async fn add(self: &Arc<Self>, delta: i64) -> Option<Added> {
+        match self.begin(delta)? {
+            Some(part) => Some(part.await),
+            None => {
+                let _alone = Alone(self);
+                Some(Added { result: (self.add_sum)(delta).await, alone: true })
+            }
+        }
+    }
+
+    /// The place in what is added next; none for whoever is to travel alone.
+    fn begin(self: &Arc<Self>, delta: i64) -> Option<Option<Part>> {
         let mut state = lock(&self.state);
+        if !state.driven && !state.alone {
+            state.alone = true;
+            return Some(None);
+        }
         let mut progress = lock(&state.next.0);
         progress.sum = progress.sum.checked_add(delta)?;
         progress.parts += 1;
@@ -81,9 +95,9 @@ impl Combine {
         drop(progress);
         let batch = Arc::clone(&state.next);
         if !mem::replace(&mut state.driven, true) {
-            tokio::spawn(Driver { combine: Arc::clone(self), batch: None }.drive());
+            tokio::spawn(Driver { combine: Arc::clone(self), batch: None, done: false }.drive());
         }
-        Some(Part { batch, place, waits: false })
+        Some(Some(Part { batch, place, waits: false }))
     }
 
     /// What is to be added now. Nothing, and no longer driven, if there is none.
@@ -95,10 +109,21 @@ impl Combine {
     }
 }
 
-/// Carries out one sum after the other.
+/// Somebody travels alone until this is dropped.
+struct Alone<'a>(&'a Combine);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).alone = false;
+    }
+}
+
+/// Carries out one sum after the other. Dropped before, with its runtime, those who wait learn it, and the next finds a
+/// new driver.
 struct Driver {
     combine: Arc<Combine>,
     batch: Option<Arc<Batch>>,
+    done: bool,
 }
 
 impl Driver {
@@ -112,20 +137,25 @@ impl Driver {
             // Those who have their answer now and add again travel together with those who came meanwhile.
             tokio::task::yield_now().await;
         }
+        self.done = true;
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let Some(batch) = self.batch.take() else { return };
-        let ended = || {
+        if self.done {
+            return;
+        }
+        let ended = |retry| {
             let message = "the runtime on which it was added has ended";
-            Err(Error::new(ErrorKind::Closed, message).with_retry(Retry::Ambiguous))
+            Err(Error::new(ErrorKind::Closed, message).with_retry(retry))
         };
-        batch.settle(ended());
+        if let Some(batch) = self.batch.take() {
+            batch.settle(ended(Retry::Ambiguous));
+        }
         let mut state = lock(&self.combine.state);
         state.driven = false;
-        mem::take(&mut state.next).settle(ended());
+        mem::take(&mut state.next).settle(ended(Retry::Safe));
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use commonhold_core::{Condition, Error, ErrorKind, IntoKey, Key, PutOptions, Result, Store, Write};
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
 
 use super::{Counter, once, shared::parse};
 
@@ -22,7 +22,7 @@ use super::{Counter, once, shared::parse};
 /// [`flush_at`](HybridCounterBuilder::flush_at), and more only while the store is away. With a
 /// [journal](HybridCounterBuilder::journal) it loses nothing.
 ///
-/// Dropping it flushes in the background; [`close`](Self::close) waits for that.
+/// Dropping it flushes in the background, on the runtime on which it was built; [`close`](Self::close) waits for that.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -43,6 +43,7 @@ use super::{Counter, once, shared::parse};
 pub struct HybridCounter {
     shared: Arc<Shared>,
     flushing: JoinHandle<()>,
+    runtime: Handle,
 }
 
 /// Makes a [`HybridCounter`].
@@ -144,13 +145,11 @@ impl HybridCounter {
 impl Drop for HybridCounter {
     fn drop(&mut self) {
         self.flushing.abort();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let shared = Arc::clone(&self.shared);
-            runtime.spawn(async move {
-                let flushed = shared.flush().await;
-                let _ = flushed.inspect_err(|error| tracing::warn!(%error, "a counter was not flushed"));
-            });
-        }
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move {
+            let flushed = shared.flush().await;
+            let _ = flushed.inspect_err(|error| tracing::warn!(%error, "a counter was not flushed"));
+        });
     }
 }
 
@@ -202,7 +201,7 @@ impl HybridCounterBuilder {
         };
         let shared = Arc::new(shared);
         let flushing = tokio::spawn(flush_in_intervals(Arc::clone(&shared), interval));
-        Ok(HybridCounter { shared, flushing })
+        Ok(HybridCounter { shared, flushing, runtime: Handle::current() })
     }
 }
 
@@ -226,7 +225,7 @@ impl Shared {
             let Some(flight) = self.pending.depart(&self.key).await? else { return Ok(()) };
             let seen = once::key(&self.key, flight.id.as_bytes())?;
             once::increment(&self.store, &self.key, seen, flight.sum, None, REMEMBERED).await?;
-            self.pending.arrived().await?;
+            self.pending.arrived(&flight).await?;
             metrics::counter!("commonhold_counter_flushes_total", "outcome" => "flushed").increment(1);
         }
         Ok(())
@@ -272,13 +271,17 @@ impl Pending {
     }
 
     /// What departed is in the store.
-    async fn arrived(&self) -> Result<()> {
+    async fn arrived(&self, arrived: &Flight) -> Result<()> {
         match self {
             Self::Memory { flight, .. } => {
                 *flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
                 Ok(())
             }
-            Self::Journal { store, flight, .. } => store.delete(flight).await.map(drop),
+            // Not the next one, should this be carried out late.
+            Self::Journal { store, flight, .. } => {
+                let condition = Condition::Equals(arrived.to_string().into());
+                store.backend().delete(flight, condition).await.map(drop)
+            }
         }
     }
 }

@@ -13,9 +13,10 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long errors are waited out that may pass.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where it is remembered that this id was counted.
+/// Where it is remembered that this id was counted. The length tells where the one ends and the other begins.
 pub(super) fn key(counter: &Key, id: &[u8]) -> Result<Key> {
-    Key::new([b"once:", counter.as_bytes(), b":", id].concat())
+    let length = counter.as_bytes().len().to_string();
+    Key::new([b"once:", length.as_bytes(), b":", counter.as_bytes(), b":", id].concat())
 }
 
 /// Adds to a counter unless `seen` is there, and leaves the sum there: both in one atomic batch, on the condition that

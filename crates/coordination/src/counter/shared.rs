@@ -92,8 +92,7 @@ impl Counter {
     /// Cancellation: if the future is dropped, it is added or not.
     pub async fn increment(&self, delta: i64) -> Result<i64> {
         let combine = if delta < 0 { &self.down } else { &self.up };
-        if let Some(added) = combine.add(delta) {
-            let added = added.await;
+        if let Some(added) = combine.add(delta).await {
             let all_refused = matches!(&added.result, Err(error) if error.kind() == ErrorKind::NotInteger);
             if !all_refused || added.alone {
                 return added.result;
@@ -117,7 +116,7 @@ impl Counter {
     }
 
     /// Adds this, once for all calls with this `id`, and returns the value after it was added. The id is remembered for a
-    /// day under `once:KEY:ID`; it may be repeated for as long.
+    /// day under `once:LENGTH:KEY:ID`, with the length of KEY; it may be repeated for as long.
     ///
     /// An error that may pass is waited out for up to 10 s, also if a reply was lost.
     ///

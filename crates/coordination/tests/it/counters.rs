@@ -217,3 +217,46 @@ async fn with_a_journal_nothing_is_lost_when_the_process_ends_and_nothing_counts
     again.close().await.unwrap();
     assert_eq!(store.get("n").await.unwrap().unwrap(), "12");
 }
+
+#[test]
+fn a_counter_outlives_the_runtimes_that_it_is_used_on() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (ended, used) = (runtime(), runtime());
+    let counter = Counter::new(Store::new(MemoryBackend::new()), "n").unwrap();
+    ended.block_on(async {
+        // Those who find one on its way travel together: a task of this runtime carries them out.
+        let sums = futures_util::future::join_all((0..3).map(|_| counter.increment(1))).await;
+        assert!(sums.into_iter().all(|sum| sum.is_ok()));
+    });
+    drop(ended);
+    let wait = async { tokio::time::timeout(PATIENCE, counter.increment(1)).await };
+    assert_eq!(used.block_on(wait).expect("it hangs").unwrap(), 4);
+}
+
+#[tokio::test]
+async fn ids_of_one_counter_are_not_those_of_another_whatever_they_are_called() {
+    let store = Store::new(MemoryBackend::new());
+    let (short, long) = (Counter::new(store.clone(), "s").unwrap(), Counter::new(store, "s:1").unwrap());
+    assert_eq!(short.increment_once("1:x", 5).await.unwrap(), 5);
+    assert_eq!(long.increment_once("x", 3).await.unwrap(), 3);
+    assert_eq!((short.get().await.unwrap(), long.get().await.unwrap()), (5, 3));
+}
+
+#[test]
+fn a_hybrid_counter_that_is_dropped_outside_of_its_runtime_is_flushed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = Store::new(MemoryBackend::new());
+    let counter = runtime.block_on(async {
+        let builder = HybridCounter::builder(store.clone(), "n").unwrap();
+        let counter = builder.interval(PATIENCE).build().await.unwrap();
+        // The flush that it begins with is over.
+        counter.add(1).await.unwrap();
+        counter.flush().await.unwrap();
+        counter.add(7).await.unwrap();
+        counter
+    });
+    drop(counter);
+    runtime.block_on(eventually(PATIENCE, "it is flushed", async || {
+        store.get("n").await.unwrap().as_deref() == Some(b"8")
+    }));
+}
