@@ -111,7 +111,7 @@ impl Election {
         let claimed = self.leases.claim(&wanted, Some(after(timeout))).await?;
         Ok(claimed.map(|(held, token)| {
             metrics::counter!("commonhold_elections_won_total").increment(1);
-            Lead { guard: Guard::new(wanted.key, token, Lease::alone(held), None) }
+            Lead { guard: Guard::new(wanted.key, token, Lease::new(held), None) }
         }))
     }
 

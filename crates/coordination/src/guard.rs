@@ -1,6 +1,6 @@
 //! A lock, a part of a semaphore or a lead that is held.
 
-use std::{fmt, ops::Range, time::Duration};
+use std::{fmt, time::Duration};
 
 use commonhold_core::{Key, Result};
 use tokio::time::Instant;
@@ -11,13 +11,11 @@ use crate::{fence::Fence, lease::Held, turn::Turn};
 /// How long the holders of one process hand a lock to each other before others may have it.
 const STREAK: Duration = Duration::from_millis(5);
 
-/// A lease, and what it needs to be handed on.
+/// A lease, and since when this process has it.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) held: Held,
-    /// Those that nobody has had.
-    pub(crate) tokens: Range<i64>,
-    pub(crate) since: Instant,
+    since: Instant,
 }
 
 /// A lock, a part of a semaphore, or a lead that is held. It is renewed in the background until it is released.
@@ -30,12 +28,13 @@ pub struct Guard {
     /// Taken when it is released.
     lease: Option<Lease>,
     turn: Option<Turn<Lease>>,
+    /// The lease's while it is held, and of this guard alone: the next one may hold the same lease.
+    lost: CancellationToken,
 }
 
 impl Lease {
-    /// One that is not handed on.
-    pub(crate) fn alone(held: Held) -> Self {
-        Self { held, tokens: 0..0, since: Instant::now() }
+    pub(crate) fn new(held: Held) -> Self {
+        Self { held, since: Instant::now() }
     }
 
     /// A token for the next one, if the lease lasts this long or can be made to.
@@ -44,17 +43,21 @@ impl Lease {
         if !lasts && !self.held.extend(ttl).await? {
             return Ok(None);
         }
-        Ok(self.tokens.next().filter(|_| self.held.is_held()))
+        if !self.held.is_held() {
+            return Ok(None);
+        }
+        Ok(self.held.next_token())
     }
 
     fn may_be_handed_on(&self) -> bool {
-        self.held.is_held() && self.since.elapsed() < STREAK && !self.tokens.is_empty()
+        self.held.is_held() && self.since.elapsed() < STREAK && self.held.has_tokens()
     }
 }
 
 impl Guard {
     pub(crate) fn new(key: Key, token: i64, lease: Lease, turn: Option<Turn<Lease>>) -> Self {
-        Self { key, token, lease: Some(lease), turn }
+        let lost = lease.held.lost().child_token();
+        Self { key, token, lease: Some(lease), turn, lost }
     }
 
     /// The name of what is held.
@@ -96,7 +99,7 @@ impl Guard {
 
     /// Cancelled the moment at which it is no longer sure to be held, and when it is released.
     pub fn lost(&self) -> CancellationToken {
-        self.lease.as_ref().map_or_else(cancelled, |lease| lease.held.lost().clone())
+        self.lost.clone()
     }
 
     /// Holds it for this long from now, and for as long from each renewal on. Says whether it was still held.
@@ -128,6 +131,7 @@ impl Guard {
     /// Leaves it to the next task of this process, or returns what is to be released.
     fn hand_on(&mut self) -> Option<(Lease, Option<Turn<Lease>>)> {
         let lease = self.lease.take()?;
+        self.lost.cancel();
         match self.turn.take() {
             Some(turn) if lease.may_be_handed_on() => {
                 turn.leave(lease).map(|(turn, lease)| (lease, Some(turn)))
@@ -152,10 +156,4 @@ impl fmt::Debug for Guard {
             .field("held", &self.is_held())
             .finish()
     }
-}
-
-pub(crate) fn cancelled() -> CancellationToken {
-    let token = CancellationToken::new();
-    token.cancel();
-    token
 }

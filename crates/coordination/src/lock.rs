@@ -200,18 +200,21 @@ impl Locks {
         if !self.fair {
             let Some(mine) = self.shared.turns.take(key, deadline).await else { return Ok(None) };
             if let Some(mut lease) = mine.take_left() {
-                if let Some(token) = lease.hand_on(ttl).await? {
-                    return Ok(Some(Guard::new(key.clone(), token, lease, Some(mine))));
+                match lease.hand_on(ttl).await {
+                    Ok(Some(token)) => return Ok(Some(Guard::new(key.clone(), token, lease, Some(mine)))),
+                    Err(error) if error.retry() == Retry::Never => return Err(error),
+                    // It may be held still, under a name that nobody knows any more.
+                    Ok(None) | Err(_) => {
+                        let _ = lease.held.release().await;
+                    }
                 }
-                lease.held.release().await?;
             }
             turn = Some(mine);
         }
         let tokens = if self.fair { 1 } else { TOKENS };
         let wanted = Wanted { tokens, ..self.shared.leases.one(key.clone(), ttl) };
         let Some((held, token)) = self.shared.leases.claim(&wanted, deadline).await? else { return Ok(None) };
-        let lease = Lease { held, tokens: token + 1..token + tokens, since: Instant::now() };
-        Ok(Some(Guard::new(wanted.key, token, lease, turn)))
+        Ok(Some(Guard::new(wanted.key, token, Lease::new(held), turn)))
     }
 }
 

@@ -157,7 +157,7 @@ async fn claim(
 ) -> Result<Option<Guard>> {
     let wanted = Wanted { weight, capacity, ..leases.one(key.clone(), ttl) };
     let claimed = leases.claim(&wanted, deadline).await?;
-    Ok(claimed.map(|(held, token)| Guard::new(wanted.key, token, Lease::alone(held), None)))
+    Ok(claimed.map(|(held, token)| Guard::new(wanted.key, token, Lease::new(held), None)))
 }
 
 fn in_range(permits: u64, most: u64) -> Result<i64> {

@@ -17,7 +17,14 @@ use tokio::{
 /// The things that tasks of this process take turns at; `L` is what one leaves to the next.
 #[derive(Debug)]
 pub(crate) struct Turns<L> {
-    names: Mutex<HashMap<Key, Arc<Name<L>>>>,
+    names: Mutex<HashMap<Key, Known<L>>>,
+}
+
+/// A name, and how many have a part in it.
+#[derive(Debug)]
+struct Known<L> {
+    name: Arc<Name<L>>,
+    users: usize,
 }
 
 #[derive(Debug)]
@@ -44,10 +51,21 @@ impl<L> Default for Turns<L> {
     }
 }
 
+impl<L> Default for Known<L> {
+    fn default() -> Self {
+        Self { name: Arc::default(), users: 0 }
+    }
+}
+
 impl<L> Turns<L> {
     /// Waits for a turn, in the order of those who come; without a deadline, not at all.
     pub(crate) async fn take(self: &Arc<Self>, key: &Key, deadline: Option<Instant>) -> Option<Turn<L>> {
-        let name = Arc::clone(lock(&self.names).entry(key.clone()).or_default());
+        let name = {
+            let mut names = lock(&self.names);
+            let known = names.entry(key.clone()).or_default();
+            known.users += 1;
+            Arc::clone(&known.name)
+        };
         // Tidies up also if the turn does not come.
         let mut turn = Turn { turns: Arc::clone(self), key: key.clone(), name, permit: None };
         let semaphore = Arc::clone(&turn.name.turn);
@@ -85,9 +103,11 @@ impl<L> Drop for Turn<L> {
         self.permit = None;
         self.name.settle();
         let mut names = lock(&self.turns.names);
-        // The map's and this one: nobody else has it or waits for it.
-        if Arc::strong_count(&self.name) == 2 {
-            names.remove(&self.key);
+        if let Some(known) = names.get_mut(&self.key) {
+            known.users -= 1;
+            if known.users == 0 {
+                names.remove(&self.key);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    leases::{Leases, Wanted, check_ttl},
+    leases::{Given, Leases, Wanted, check_ttl},
     transition::{Renew, micros_of},
 };
 
@@ -25,7 +26,37 @@ const GRAIN: Duration = Duration::from_millis(2);
 pub(crate) struct Held {
     shared: Arc<Shared>,
     renewal: JoinHandle<()>,
+    /// Those that nobody has had; more than the first.
+    tokens: Range<i64>,
     given_back: bool,
+}
+
+/// How long a lease is held for sure at first, and when it is renewed at first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beginning {
+    deadline: Instant,
+    renewal: Duration,
+}
+
+/// What was granted to a place in the line lasts as long as that; soon it is renewed for its own time, unless it is given
+/// back so soon.
+const SOON: Duration = Duration::from_millis(20);
+
+impl Beginning {
+    /// Of one that was granted to a request which was sent at this time.
+    pub(crate) fn claimed(sent: Instant, ttl: Duration) -> Self {
+        Self { deadline: deadline(sent, ttl), renewal: ttl / 3 }
+    }
+
+    /// Of one that was granted to a place in the line, to one who asked for that at this time.
+    pub(crate) fn granted(sent: Instant, patience: Duration) -> Self {
+        Self { deadline: deadline(sent, patience), renewal: SOON.min(patience / 3) }
+    }
+
+    /// Whether it lasts for this long from now.
+    pub(crate) fn lasts_for(self, time: Duration) -> bool {
+        Instant::now() + time < self.deadline
+    }
 }
 
 struct Shared {
@@ -50,10 +81,15 @@ struct Term {
 }
 
 impl Held {
-    /// A lease that was granted to a request which was sent at this time.
-    pub(crate) fn new(leases: Arc<Leases>, wanted: &Wanted, owner: String, sent: Instant) -> Self {
+    pub(crate) fn new(
+        leases: Arc<Leases>,
+        wanted: &Wanted,
+        owner: String,
+        tokens: Range<i64>,
+        beginning: Beginning,
+    ) -> Self {
         let Wanted { key, capacity, ttl, label, .. } = wanted.clone();
-        let term = Term { ttl, deadline: deadline(sent, ttl), label, floor: 0 };
+        let term = Term { ttl, deadline: beginning.deadline, label, floor: 0 };
         let lost = CancellationToken::new();
         let shared = Arc::new(Shared {
             leases,
@@ -65,8 +101,22 @@ impl Held {
             changed: Notify::new(),
             lost,
         });
-        let renewal = tokio::spawn(renew(Arc::clone(&shared)));
-        Self { shared, renewal, given_back: false }
+        let renewal = tokio::spawn(renew(Arc::clone(&shared), beginning.renewal));
+        Self { shared, renewal, tokens, given_back: false }
+    }
+
+    /// A token that nobody has had, greater than those before.
+    pub(crate) fn next_token(&mut self) -> Option<i64> {
+        self.tokens.next()
+    }
+
+    pub(crate) fn has_tokens(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// The last of the tokens that were granted, and the last that anybody got.
+    fn spent(&self) -> (i64, i64) {
+        (self.tokens.end - 1, self.tokens.start - 1)
     }
 
     /// Whether it is held for sure, by the local clock.
@@ -108,15 +158,16 @@ impl Held {
         self.shared.renew().await
     }
 
-    /// Gives it back, and says whether it was still held. Whoever waits is told.
+    /// Gives it back, and says whether it was held until then.
     ///
     /// A dropped future gives it back in the background.
     pub(crate) async fn release(mut self) -> Result<bool> {
+        let was_held = self.is_held();
         self.stop();
-        let held =
-            self.shared.leases.release(&self.shared.key, &self.shared.owner, self.shared.capacity).await?;
+        let Shared { leases, key, owner, capacity, .. } = &*self.shared;
+        let given = leases.release(key, owner, *capacity, self.spent()).await?;
         self.given_back = true;
-        Ok(held)
+        Ok(given == Given::Back || given == Given::Perhaps && was_held)
     }
 
     /// Stops the renewal. One that is on its way does nothing once the lease is given back.
@@ -131,7 +182,7 @@ impl Drop for Held {
         if !self.given_back {
             self.stop();
             let Shared { leases, key, owner, capacity, .. } = &*self.shared;
-            leases.abandon(key.clone(), owner.clone(), *capacity);
+            leases.abandon(key.clone(), owner.clone(), *capacity, self.spent());
         }
     }
 }
@@ -167,9 +218,8 @@ fn deadline(sent: Instant, ttl: Duration) -> Instant {
     sent + ttl.saturating_sub(ttl / DRIFT + GRAIN)
 }
 
-/// Renews a lease when a third of its time is over, until it is lost.
-async fn renew(shared: Arc<Shared>) {
-    let mut pause = shared.term().ttl / 3;
+/// Renews a lease after the first pause, and then whenever a third of its time is over, until it is lost.
+async fn renew(shared: Arc<Shared>, mut pause: Duration) {
     loop {
         let deadline = shared.term().deadline;
         tokio::select! {

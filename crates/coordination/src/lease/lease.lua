@@ -1,5 +1,6 @@
 -- Claims, renews, releases or shows a lease: the twin of the transitions in transition.rs. The state is
--- "last_token[ H owner weight token ttl expires label]..[ W owner weight ttl expires]..", times in microseconds.
+-- "last_token[ H owner weight token ttl expires label]..[ W owner weight tokens ttl expires label]..", times in
+-- microseconds.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local command, owner = ARGV[1], ARGV[2]
@@ -26,12 +27,12 @@ if command == 'claim' and (not state or (#state <= 16 and string.find(state, '^%
 elseif command == 'release' and state then
   local _, to, digits, who, ttl, expires = string.find(state, '^(%d+) H ([!-~]+) %d+ %d+ (%d+) (%d+) [!-~]+$')
   if to and who == owner and #digits <= 16 and #expires <= 15 and tonumber(expires) > now then
-    redis.call('SET', KEYS[1], digits, 'PX', REMEMBERED / 1000)
+    redis.call('SET', KEYS[1], digits == ARGV[4] and ARGV[5] or digits, 'PX', REMEMBERED / 1000)
     return '1'
   end
 end
 
-local last, holders, waiters, held = 0, {}, {}, 0
+local last, holders, waiters, held, clamped = 0, {}, {}, 0, false
 if state then
   local _, at, digits = string.find(state, '^(%d+)')
   if not at then
@@ -43,6 +44,7 @@ if state then
       string.find(state, '^ H ([!-~]+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)', at + 1)
     if not to then break end
     at, ttl, expires, weight, token = to, int(ttl), int(expires), int(weight), int(token)
+    clamped = clamped or expires > now + ttl
     expires = math.min(expires, now + ttl)
     if expires > now then
       held = held + weight
@@ -50,12 +52,14 @@ if state then
     end
   end
   while at < #state do
-    local _, to, who, weight, ttl, expires = string.find(state, '^ W ([!-~]+) (%d+) (%d+) (%d+)', at + 1)
+    local _, to, who, weight, tokens, ttl, expires, label =
+      string.find(state, '^ W ([!-~]+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)', at + 1)
     if not to then break end
-    at, ttl, expires, weight = to, int(ttl), int(expires), int(weight)
+    at, ttl, expires, weight, tokens = to, int(ttl), int(expires), int(weight), int(tokens)
+    clamped = clamped or expires > now + ttl
     expires = math.min(expires, now + ttl)
     if expires > now then
-      table.insert(waiters, { who = who, weight = weight, ttl = ttl, expires = expires })
+      table.insert(waiters, { who = who, weight = weight, tokens = tokens, ttl = ttl, expires = expires, label = label })
     end
   end
   if at < #state or corrupt then
@@ -78,7 +82,7 @@ local function text()
   end
   for _, w in ipairs(waiters) do
     latest = math.max(latest, w.expires)
-    table.insert(parts, string.format('W %s %.0f %.0f %.0f', w.who, w.weight, w.ttl, w.expires))
+    table.insert(parts, string.format('W %s %.0f %.0f %.0f %.0f %s', w.who, w.weight, w.tokens, w.ttl, w.expires, w.label))
   end
   return table.concat(parts, ' ')
 end
@@ -93,17 +97,30 @@ if command == 'show' then
   return string.format('%.0f', now) .. ' ' .. text()
 end
 
+local function grant(w)
+  local token = math.max(now, last + 1)
+  last = token + w.tokens - 1
+  held = held + w.weight
+  table.insert(holders, { who = w.who, weight = w.weight, token = token, ttl = w.ttl, expires = w.expires, label = w.label })
+  return string.format('%.0f', token)
+end
+
 if command == 'release' then
   local holder, waiter = find(holders), find(waiters)
   if holder then held = held - table.remove(holders, holder).weight end
   if waiter then table.remove(waiters, waiter) end
-  if holder or waiter then put() end
-  local reply, free = { holder and '1' or '0' }, tonumber(ARGV[3]) - held
-  for _, w in ipairs(waiters) do
-    free = free - w.weight
-    if free < 0 then break end
-    table.insert(reply, w.who)
+  if holder and last == tonumber(ARGV[4]) then
+    last = tonumber(ARGV[5])
+  elseif not holder and not waiter then
+    last = math.max(now, last + 1)
   end
+  local reply, capacity = { holder and '1' or '0' }, tonumber(ARGV[3])
+  while waiters[1] and held + waiters[1].weight <= capacity do
+    local w = table.remove(waiters, 1)
+    table.insert(reply, w.who)
+    table.insert(reply, grant(w))
+  end
+  put()
   return table.concat(reply, ' ')
 end
 
@@ -125,25 +142,25 @@ end
 local weight, capacity, patience = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local tokens = tonumber(ARGV[8])
 local place = find(waiters)
-local ahead = place and place - 1 or #waiters
-if ahead == 0 and held + weight <= capacity then
-  local token = math.max(now, last + 1)
-  last = token + tokens - 1
+local before = held + weight
+for i = 1, place and place - 1 or #waiters do
+  before = before + waiters[i].weight
+end
+local waiter = { who = owner, weight = weight, tokens = tokens, ttl = ttl, expires = now + ttl, label = label }
+if before <= capacity then
   if place then table.remove(waiters, place) end
-  table.insert(holders, { who = owner, weight = weight, token = token, ttl = ttl, expires = now + ttl, label = label })
+  local token = grant(waiter)
   put()
-  return 'granted ' .. string.format('%.0f', token)
+  return 'granted ' .. token
 end
 local first
 for _, h in ipairs(holders) do
   first = math.min(first or h.expires, h.expires)
 end
+first = first or waiters[1] and waiters[1].expires or now
 if patience > 0 then
-  if place then
-    waiters[place].ttl, waiters[place].expires = patience, now + patience
-  else
-    table.insert(waiters, { who = owner, weight = weight, ttl = patience, expires = now + patience })
-  end
-  put()
+  waiter.ttl, waiter.expires = patience, now + patience
+  waiters[place or #waiters + 1] = waiter
 end
-return 'taken ' .. string.format('%.0f', (first or now) - now)
+if patience > 0 or clamped then put() end
+return string.format('taken %.0f %.0f', first - now, last)

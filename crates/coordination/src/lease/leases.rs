@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    held::Held,
+    held::{Beginning, Held},
     state::State,
     transition::{Claim, Claimed, Release, Released, Show, micros_of},
     wake::Wakeups,
@@ -23,9 +23,11 @@ use crate::holders::{process_name, to_label};
 /// Times to live that clocks and networks can keep.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// How long a place in the line outlives one who is not heard of.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How often one who waits asks, where releases are told and where they are not.
+/// How long a place in the line, or what is granted to it, outlives one who is not heard of: the time to live, but within
+/// these.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// How often one who waits asks at least, where it is told what is granted and where it is not. Also for this not longer
+/// than half of a place's time.
 const POLL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(50));
 /// How often a claim is made again whose answer did not come, and after how long.
 const ATTEMPTS: u32 = 3;
@@ -40,7 +42,8 @@ pub(crate) struct Leases {
     label: String,
     claims: AtomicU64,
     wakeups: Arc<Wakeups>,
-    runtime: OnceLock<Handle>,
+    /// Of the last claim.
+    runtime: Mutex<Option<Handle>>,
     /// What is given back in the background.
     abandoned: TaskTracker,
 }
@@ -75,7 +78,7 @@ impl Leases {
             label,
             claims: AtomicU64::new(0),
             wakeups,
-            runtime: OnceLock::new(),
+            runtime: Mutex::default(),
             abandoned: TaskTracker::new(),
         })
     }
@@ -98,38 +101,45 @@ impl Leases {
         deadline: Option<Instant>,
     ) -> Result<Option<(Held, i64)>> {
         check_ttl(wanted.ttl)?;
-        let _ = self.runtime.set(Handle::current());
+        *self.runtime() = Some(Handle::current());
         let number = self.claims.fetch_add(1, Ordering::Relaxed);
         let owner = format!("{}.{number}", self.process);
-        let begun = Begun { leases: self, wanted, owner: owner.clone(), settled: false };
+        let begun = Begun { leases: self, wanted, owner: owner.clone(), settled: AtomicBool::new(false) };
+        let patience = wanted.ttl.clamp(PATIENCE.0, PATIENCE.1);
         let claim = Claim {
             owner: owner.clone(),
             label: wanted.label.clone(),
             weight: wanted.weight,
             capacity: wanted.capacity,
             ttl: micros_of(wanted.ttl),
-            patience: deadline.map_or(0, |_| micros_of(PATIENCE)),
+            patience: deadline.map_or(0, |_| micros_of(patience)),
             tokens: wanted.tokens,
         };
         let place = deadline.map(|_| self.wakeups.wait_for(&owner));
+        let granted = |token, beginning| {
+            begun.nothing_is_left();
+            let tokens = token + 1..token + wanted.tokens;
+            Ok(Some((Held::new(Arc::clone(self), wanted, owner.clone(), tokens, beginning), token)))
+        };
         let mut failures = 0;
         loop {
-            // Registered before it is asked: a release in between is heard.
-            let released = place.as_ref().map(|place| place.released());
+            // Registered before it is asked: what is granted in between is heard of.
+            let told = place.as_ref().map(|place| place.told());
             let sent = Instant::now();
             let claimed = self.store.transact(&wanted.key, claim.clone()).await;
+            // A place that the store knows of: since when, and the greatest token then.
+            let mut known = None;
             let pause = match claimed.and_then(|reply| Claimed::decode(&reply)) {
-                Ok(Claimed::Granted(token)) => {
-                    begun.nothing_is_left();
-                    let held = Held::new(Arc::clone(self), wanted, owner, sent);
-                    return Ok(Some((held, token)));
-                }
-                Ok(Claimed::Taken(_)) if deadline.is_none() && failures == 0 => {
-                    begun.nothing_is_left();
+                Ok(Claimed::Granted(token)) => return granted(token, Beginning::claimed(sent, wanted.ttl)),
+                Ok(Claimed::Taken { .. }) if deadline.is_none() => {
+                    if failures == 0 {
+                        begun.nothing_is_left();
+                    }
                     return Ok(None);
                 }
-                Ok(Claimed::Taken(left)) => {
-                    self.poll_interval().min(left + Duration::from_millis(fastrand::u64(1..10)))
+                Ok(Claimed::Taken { left, last }) => {
+                    known = Some(last);
+                    self.poll_interval(patience).min(left + Duration::from_millis(fastrand::u64(1..10)))
                 }
                 // Making the same claim again takes nothing twice.
                 Err(error) if error.retry() != Retry::Never => {
@@ -143,42 +153,56 @@ impl Leases {
                 Err(error) => return Err(error),
             };
             let now = Instant::now();
-            let until = match deadline {
-                Some(deadline) if now < deadline => deadline.min(now + pause),
-                None if failures > 0 => now + pause,
-                _ => return Ok(None),
-            };
-            match released {
-                Some(released) => {
-                    let _ = tokio::time::timeout_at(until, released).await;
+            let until = deadline.map_or(now + pause, |deadline| deadline.min(now + pause));
+            match told {
+                Some(told) => {
+                    let _ = tokio::time::timeout_at(until, told).await;
                 }
                 None => tokio::time::sleep_until(until).await,
+            }
+            // What was granted to the place lasts as long as the place, which is known to be there since it was asked
+            // for. A message of an earlier time, after which the place was lost, has an earlier token.
+            let token = known.and_then(|last| place.as_ref()?.granted_after(last));
+            let beginning = Beginning::granted(sent, patience);
+            if let Some(token) = token.filter(|_| beginning.lasts_for(patience / 4)) {
+                return granted(token, beginning);
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(None);
             }
         }
     }
 
-    fn poll_interval(&self) -> Duration {
+    fn poll_interval(&self, patience: Duration) -> Duration {
         let interval = if self.wakeups.can_wake() { POLL.0 } else { POLL.1 };
-        interval.mul_f64(fastrand::f64() + 0.5)
+        interval.min(patience / 3).mul_f64(fastrand::f64() + 0.5)
     }
 
-    /// Gives back what this owner holds, and says whether it held something. Whoever waits is told.
-    pub(crate) async fn release(&self, key: &Key, owner: &str, capacity: i64) -> Result<bool> {
-        let release = Release { owner: owner.to_owned(), capacity };
-        let mut failures = 0;
+    /// Gives back what this owner holds, and says whether it held something. Those to whom it is granted are told.
+    pub(crate) async fn release(
+        &self,
+        key: &Key,
+        owner: &str,
+        capacity: i64,
+        tokens: (i64, i64),
+    ) -> Result<Given> {
+        let release = Release { owner: owner.to_owned(), capacity, tokens };
+        let (mut failures, mut lost) = (0, false);
         loop {
-            match self.store.transact(key, release.clone()).await {
-                Ok(reply) => {
-                    let Released { held, next } = Released::decode(&reply);
-                    if !next.is_empty() {
-                        self.wakeups.tell(&next).await;
-                    }
-                    // One whose answer was lost held it.
-                    return Ok(held || failures > 0);
+            let released = self.store.transact(key, release.clone()).await;
+            match released.and_then(|reply| Released::decode(&reply)) {
+                Ok(Released { held, granted }) => {
+                    self.wakeups.tell(&granted).await;
+                    return Ok(match held {
+                        true => Given::Back,
+                        false if lost => Given::Perhaps,
+                        false => Given::Nothing,
+                    });
                 }
                 Err(error) if error.retry() == Retry::Never || failures + 1 == ATTEMPTS => return Err(error),
-                Err(_) => {
+                Err(error) => {
                     failures += 1;
+                    lost |= error.retry() == Retry::Ambiguous;
                     tokio::time::sleep(RETRY_DELAY.mul_f64(fastrand::f64() + 0.5)).await;
                 }
             }
@@ -186,22 +210,26 @@ impl Leases {
     }
 
     /// Gives back in the background. It expires if that fails.
-    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String, capacity: i64) {
-        let Some(runtime) = self.runtime.get() else { return };
+    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String, capacity: i64, tokens: (i64, i64)) {
+        let Some(runtime) = Handle::try_current().ok().or_else(|| self.runtime().clone()) else { return };
         let leases = Arc::clone(self);
         let release = async move {
-            if let Err(error) = leases.release(&key, &owner, capacity).await {
+            if let Err(error) = leases.release(&key, &owner, capacity, tokens).await {
                 tracing::debug!(%key, %error, "not given back: it will expire");
             }
         };
-        self.abandoned.spawn_on(release, runtime);
+        self.abandoned.spawn_on(release, &runtime);
     }
 
     /// Waits until all that was dropped is given back.
     pub(crate) async fn settled(&self) {
+        // Closed for good: more can be abandoned all the same, and nobody who waits is kept waiting by it.
         self.abandoned.close();
         self.abandoned.wait().await;
-        self.abandoned.reopen();
+    }
+
+    fn runtime(&self) -> MutexGuard<'_, Option<Handle>> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The time of the store in microseconds, who holds and who waits.
@@ -210,24 +238,35 @@ impl Leases {
     }
 }
 
+/// What became of something that was to be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Given {
+    Back,
+    /// It is not there, and a request may have been carried out whose answer was lost.
+    Perhaps,
+    /// It was lost before.
+    Nothing,
+}
+
 /// A claim that may have been granted. Dropping it gives back what it may have.
 struct Begun<'a> {
     leases: &'a Arc<Leases>,
     wanted: &'a Wanted,
     owner: String,
-    settled: bool,
+    settled: AtomicBool,
 }
 
 impl Begun<'_> {
-    fn nothing_is_left(mut self) {
-        self.settled = true;
+    fn nothing_is_left(&self) {
+        self.settled.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        if !self.settled {
-            self.leases.abandon(self.wanted.key.clone(), self.owner.clone(), self.wanted.capacity);
+        if !self.settled.load(Ordering::Relaxed) {
+            let Wanted { key, capacity, .. } = self.wanted.clone();
+            self.leases.abandon(key, self.owner.clone(), capacity, (0, 0));
         }
     }
 }

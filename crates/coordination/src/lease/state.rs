@@ -12,7 +12,7 @@ pub(super) const OF: &str = "a lock, a semaphore or an election";
 /// Who holds and who waits.
 ///
 /// As text: the greatest token, then `H owner weight token ttl expires label` for each holder, then
-/// `W owner weight ttl expires` for each who waits, with one space between all, and times in microseconds.
+/// `W owner weight tokens ttl expires label` for each who waits, with one space between all, and times in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct State {
     /// The greatest token that was given.
@@ -20,6 +20,8 @@ pub(crate) struct State {
     pub(crate) holders: Vec<Holder>,
     /// In the order in which they came.
     pub(crate) waiters: Vec<Waiter>,
+    /// Something was to last longer than it can: the clock has stepped back since. Not part of the text.
+    pub(crate) clamped: bool,
 }
 
 /// One who holds a part.
@@ -38,7 +40,11 @@ pub(crate) struct Holder {
 pub(crate) struct Waiter {
     pub(crate) owner: String,
     pub(crate) weight: i64,
+    /// How many tokens are wanted.
+    pub(crate) tokens: i64,
+    /// How long the place lasts, and then what is granted to it.
     pub(crate) term: Term,
+    pub(crate) label: String,
 }
 
 /// How long something is valid unless it is renewed, and until when.
@@ -55,8 +61,10 @@ impl Term {
 
     /// Whether it goes on. What expires later than it could if it were given now was given before the clock stepped
     /// back: it is taken to be given now, so that the dead hold nothing for as long as the step was.
-    fn goes_on(&mut self, now: i64) -> bool {
-        self.expires = self.expires.min(now + self.ttl);
+    fn goes_on(&mut self, now: i64, clamped: &mut bool) -> bool {
+        let latest = now + self.ttl;
+        *clamped |= self.expires > latest;
+        self.expires = self.expires.min(latest);
         self.expires > now
     }
 }
@@ -68,8 +76,9 @@ impl State {
     /// `Corrupt` if it is something else.
     pub(crate) fn read(state: Option<&[u8]>, now: i64) -> Result<Self> {
         let mut read = state.map(Self::parse).transpose()?.unwrap_or_default();
-        read.holders.retain_mut(|holder| holder.term.goes_on(now));
-        read.waiters.retain_mut(|waiter| waiter.term.goes_on(now));
+        let clamped = &mut read.clamped;
+        read.holders.retain_mut(|holder| holder.term.goes_on(now, clamped));
+        read.waiters.retain_mut(|waiter| waiter.term.goes_on(now, clamped));
         Ok(read)
     }
 
@@ -92,7 +101,9 @@ impl State {
                 "W" => parsed.waiters.push(Waiter {
                     owner: fields.word()?.to_owned(),
                     weight: fields.integer()?,
+                    tokens: fields.integer()?,
                     term: Term { ttl: fields.integer()?, expires: fields.integer()? },
+                    label: fields.word()?.to_owned(),
                 }),
                 _ => return Err(corrupt(OF)),
             }
@@ -105,8 +116,8 @@ impl State {
         for Holder { owner, weight, token, term: Term { ttl, expires }, label } in &self.holders {
             let _ = write!(text, " H {owner} {weight} {token} {ttl} {expires} {label}");
         }
-        for Waiter { owner, weight, term: Term { ttl, expires } } in &self.waiters {
-            let _ = write!(text, " W {owner} {weight} {ttl} {expires}");
+        for Waiter { owner, weight, tokens, term: Term { ttl, expires }, label } in &self.waiters {
+            let _ = write!(text, " W {owner} {weight} {tokens} {ttl} {expires} {label}");
         }
         text
     }
@@ -117,21 +128,36 @@ impl State {
         holders.chain(self.waiters.iter().map(|waiter| waiter.term.expires)).max()
     }
 
-    /// Those who wait and would be given what they want now, in their order.
-    pub(crate) fn next(&self, capacity: i64) -> impl Iterator<Item = &str> {
-        let mut free = capacity.saturating_sub(self.held());
-        self.waiters.iter().map_while(move |waiter| {
-            free = free.saturating_sub(waiter.weight);
-            (free >= 0).then_some(&*waiter.owner)
-        })
+    /// Grants this for a term, and returns the first of its tokens.
+    pub(crate) fn grant(&mut self, waiter: Waiter, now: i64) -> i64 {
+        let Waiter { owner, weight, tokens, term, label } = waiter;
+        let token = now.max(self.last_token.saturating_add(1));
+        self.last_token = token.saturating_add(tokens - 1);
+        self.holders.push(Holder { owner, weight, token, term, label });
+        token
+    }
+
+    /// Grants what they want to those who wait, in their order, for as long as their places last: their owners and their
+    /// first tokens.
+    pub(crate) fn grant_next(&mut self, capacity: i64, now: i64) -> Vec<(String, i64)> {
+        let mut granted = Vec::new();
+        while let Some(next) = self.waiters.first()
+            && self.fits(next.weight, 0, capacity)
+        {
+            let next = self.waiters.remove(0);
+            let owner = next.owner.clone();
+            granted.push((owner, self.grant(next, now)));
+        }
+        granted
     }
 
     fn held(&self) -> i64 {
         self.holders.iter().fold(0, |held: i64, holder| held.saturating_add(holder.weight))
     }
 
-    /// Whether this much fits beside what is held.
-    pub(crate) fn fits(&self, weight: i64, capacity: i64) -> bool {
-        self.held().saturating_add(weight) <= capacity
+    /// Whether this much fits beside what is held and what the first ones in line want.
+    pub(crate) fn fits(&self, weight: i64, ahead: usize, capacity: i64) -> bool {
+        let wanted = self.waiters.iter().take(ahead).map(|waiter| waiter.weight);
+        wanted.fold(self.held().saturating_add(weight), i64::saturating_add) <= capacity
     }
 }

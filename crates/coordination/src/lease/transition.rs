@@ -1,18 +1,21 @@
 //! What can be done to a lease.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use commonhold_core::{Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
-use super::state::{Holder, OF, State, Term, Waiter};
+use super::state::{OF, State, Term, Waiter};
 use crate::state::{Fields, corrupt, micros};
 
 /// How long the greatest token is remembered when nobody holds or waits: the next is greater for two reasons then, for
 /// as long as the clock does not step back by more than this.
 const REMEMBERED: i64 = 24 * 60 * 60 * 1_000_000;
 
-/// Takes a part if there is room and nobody stands in line before, or stands in line.
+/// Takes a part if there is room for it behind those who stand in line before, or stands in line.
 ///
 /// Who holds already is given the same again: an answer that was lost can be asked for once more.
 #[derive(Debug, Clone)]
@@ -24,7 +27,7 @@ pub(crate) struct Claim {
     pub(crate) capacity: i64,
     /// For how long, in microseconds.
     pub(crate) ttl: i64,
-    /// How long a place in the line lasts, in microseconds; 0 is not to stand in line.
+    /// How long a place in the line lasts, and what is granted to it, in microseconds; 0 is not to stand in line.
     pub(crate) patience: i64,
     /// How many tokens are given at once, each greater by one than the one before.
     pub(crate) tokens: i64,
@@ -35,8 +38,14 @@ pub(crate) struct Claim {
 pub(crate) enum Claimed {
     /// Granted, with this as the first token.
     Granted(i64),
-    /// Not granted; the first of those who hold goes after this time at the latest, unless it renews.
-    Taken(Duration),
+    /// Not granted.
+    Taken {
+        /// The first of those who hold, or else of those who wait, goes after this time at the latest, unless it is heard
+        /// of.
+        left: Duration,
+        /// The greatest token that was given until now.
+        last: i64,
+    },
 }
 
 /// Holds on for another term.
@@ -51,11 +60,15 @@ pub(crate) struct Renew {
     pub(crate) floor: i64,
 }
 
-/// Gives back what this owner holds, and its place in the line.
+/// Gives back what this owner holds, and its place in the line, and grants what has become free to those who wait.
+///
+/// One that finds nothing writes all the same: a claim that is still on its way finds another state then than it has read.
 #[derive(Debug, Clone)]
 pub(crate) struct Release {
     pub(crate) owner: String,
     pub(crate) capacity: i64,
+    /// The last of the tokens that were granted, and the last that anybody got.
+    pub(crate) tokens: (i64, i64),
 }
 
 /// Changes nothing; replies the time in microseconds and what is left of the state.
@@ -67,8 +80,8 @@ pub(crate) struct Show;
 pub(crate) struct Released {
     /// Whether something was held.
     pub(crate) held: bool,
-    /// Those who wait and would be given what they want now.
-    pub(crate) next: Vec<String>,
+    /// Those who waited and hold now, each with its first token.
+    pub(crate) granted: Vec<(String, i64)>,
 }
 
 impl Transition for Claim {
@@ -87,27 +100,28 @@ impl Transition for Claim {
         }
         let place = state.waiters.iter().position(|waiter| waiter.owner == self.owner);
         let ahead = place.unwrap_or(state.waiters.len());
-        if ahead == 0 && state.fits(self.weight, self.capacity) {
-            let token = now.max(state.last_token + 1);
-            state.last_token = token + self.tokens - 1;
+        let waiter = |term| {
+            let (owner, label) = (self.owner.clone(), self.label.clone());
+            Waiter { owner, weight: self.weight, tokens: self.tokens, term, label }
+        };
+        if state.fits(self.weight, ahead, self.capacity) {
             if let Some(place) = place {
                 state.waiters.remove(place);
             }
-            let (owner, label) = (self.owner.clone(), self.label.clone());
-            state.holders.push(Holder { owner, weight: self.weight, token, term, label });
+            let token = state.grant(waiter(term), now);
             return Ok(put(&state, now, granted(token)));
         }
-        let first = state.holders.iter().map(|holder| holder.term.expires).min().unwrap_or(now);
-        let reply = format!("taken {}", first - now);
-        if self.patience == 0 {
-            return Ok(Step::nothing(reply));
-        }
-        let term = Term::new(self.patience, now);
-        match place.and_then(|place| state.waiters.get_mut(place)) {
-            Some(waiter) => waiter.term = term,
-            None => {
-                state.waiters.push(Waiter { owner: self.owner.clone(), weight: self.weight, term });
+        let first = state.holders.iter().map(|holder| holder.term.expires).min();
+        let first = first.or_else(|| state.waiters.first().map(|waiter| waiter.term.expires)).unwrap_or(now);
+        let reply = format!("taken {} {}", first - now, state.last_token);
+        if self.patience > 0 {
+            let waiter = waiter(Term::new(self.patience, now));
+            match place.and_then(|place| state.waiters.get_mut(place)) {
+                Some(place) => *place = waiter,
+                None => state.waiters.push(waiter),
             }
+        } else if !state.clamped {
+            return Ok(Step::nothing(reply));
         }
         Ok(put(&state, now, reply))
     }
@@ -124,7 +138,10 @@ impl Claimed {
         let (outcome, number) = (fields.word()?, fields.integer()?);
         match outcome {
             "granted" => Ok(Self::Granted(number)),
-            "taken" => Ok(Self::Taken(Duration::from_micros(number.unsigned_abs()))),
+            "taken" => {
+                let left = Duration::from_micros(number.unsigned_abs());
+                Ok(Self::Taken { left, last: fields.integer()? })
+            }
             _ => Err(corrupt("an answer to a claim")),
         }
     }
@@ -165,7 +182,7 @@ impl Transition for Release {
         "release"
     }
 
-    /// Replies whether something was held, `0` or `1`, and who would be given what it wants now.
+    /// Replies whether something was held, `0` or `1`, and then those who hold now, each with its first token.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
@@ -173,26 +190,34 @@ impl Transition for Release {
         state.holders.retain(|holder| holder.owner != self.owner);
         state.waiters.retain(|waiter| waiter.owner != self.owner);
         let held = state.holders.len() < holders;
-        let mut reply = String::from(if held { "1" } else { "0" });
-        for owner in state.next(self.capacity) {
-            reply.extend([" ", owner]);
+        let (granted, used) = self.tokens;
+        if held && state.last_token == granted {
+            state.last_token = used;
+        } else if !held && state.waiters.len() == waiters {
+            state.last_token = now.max(state.last_token.saturating_add(1));
         }
-        if !held && state.waiters.len() == waiters {
-            return Ok(Step::nothing(reply));
+        let mut reply = String::from(if held { "1" } else { "0" });
+        for (owner, token) in state.grant_next(self.capacity, now) {
+            let _ = write!(reply, " {owner} {token}");
         }
         Ok(put(&state, now, reply))
     }
 
     fn script(&self) -> Option<ScriptCall> {
-        call(&[&"release", &self.owner, &self.capacity])
+        let (granted, used) = self.tokens;
+        call(&[&"release", &self.owner, &self.capacity, &granted, &used])
     }
 }
 
 impl Released {
-    pub(crate) fn decode(reply: &[u8]) -> Self {
-        let reply = String::from_utf8_lossy(reply);
-        let mut words = reply.split(' ');
-        Self { held: words.next() == Some("1"), next: words.map(str::to_owned).collect() }
+    pub(crate) fn decode(reply: &[u8]) -> Result<Self> {
+        let mut fields = Fields::new("an answer to a release", reply)?;
+        let held = fields.word()? == "1";
+        let mut granted = Vec::new();
+        while let Some(owner) = fields.optional::<String>()? {
+            granted.push((owner, fields.integer()?));
+        }
+        Ok(Self { held, granted })
     }
 }
 
@@ -277,7 +302,8 @@ mod tests {
         }
 
         fn release(&mut self, owner: &str, now: i64) -> Released {
-            Released::decode(&self.apply(&Release { owner: owner.into(), capacity: 1 }, now))
+            let release = Release { owner: owner.into(), capacity: 1, tokens: (0, 0) };
+            Released::decode(&self.apply(&release, now)).unwrap()
         }
     }
 
@@ -286,23 +312,83 @@ mod tests {
         let mut lock = One::default();
         assert_eq!(lock.claim(&claim("a", SECOND), START), Claimed::Granted(START));
         assert_eq!(lock.claim(&claim("a", SECOND), START + 5), Claimed::Granted(START));
-        assert_eq!(lock.claim(&claim("b", SECOND), START + 5), Claimed::Taken(Duration::from_secs(1)));
+        let left = Duration::from_secs(1);
+        assert_eq!(lock.claim(&claim("b", SECOND), START + 5), Claimed::Taken { left, last: START });
     }
 
     #[test]
-    fn who_stands_in_line_goes_before_who_comes_later() {
+    fn who_stands_in_line_is_granted_what_is_released_before_who_comes_later() {
         let mut lock = One::default();
         let waiting = |owner| Claim { patience: SECOND, ..claim(owner, SECOND) };
-        lock.claim(&claim("a", SECOND), 0);
-        lock.claim(&waiting("b"), 1);
-        lock.claim(&waiting("c"), 2);
-        assert_eq!(lock.release("a", 3), Released { held: true, next: vec!["b".into()] });
-        assert!(matches!(lock.claim(&claim("d", SECOND), 4), Claimed::Taken(_)));
-        assert!(matches!(lock.claim(&waiting("c"), 4), Claimed::Taken(_)));
-        assert!(matches!(lock.claim(&waiting("b"), 4), Claimed::Granted(_)));
-        lock.release("b", 5);
-        // Who waits and is not heard of any more is passed over.
-        assert!(matches!(lock.claim(&claim("d", SECOND), SECOND + 4), Claimed::Granted(_)));
+        lock.claim(&claim("a", SECOND), START);
+        lock.claim(&waiting("b"), START + 1);
+        lock.claim(&waiting("c"), START + 2);
+        let granted = vec![("b".into(), START + 3)];
+        assert_eq!(lock.release("a", START + 3), Released { held: true, granted });
+        assert!(matches!(lock.claim(&claim("d", SECOND), START + 4), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&waiting("c"), START + 4), Claimed::Taken { .. }));
+        assert_eq!(lock.claim(&waiting("b"), START + 4), Claimed::Granted(START + 3));
+        assert_eq!(lock.release("b", START + 5).granted, [("c".into(), START + 5)]);
+        // What was granted to one who is not heard of any more lasts as long as its place would have.
+        assert!(matches!(lock.claim(&claim("d", SECOND), START + SECOND + 3), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&claim("d", SECOND), START + SECOND + 4), Claimed::Granted(_)));
+    }
+
+    #[test]
+    fn who_comes_for_what_there_is_room_for_behind_all_in_line_need_not_wait_for_them() {
+        let mut lock = One::default();
+        let of_three =
+            |owner, weight| Claim { weight, capacity: 3, patience: SECOND, ..claim(owner, SECOND) };
+        lock.claim(&of_three("gone", 3), START);
+        lock.claim(&of_three("a", 1), START + 1);
+        let later = START + SECOND;
+        assert!(matches!(lock.claim(&of_three("b", 3), later), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&of_three("c", 1), later), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&of_three("a", 1), later), Claimed::Granted(_)));
+        let mut lock = One::default();
+        lock.claim(&of_three("gone", 3), START);
+        lock.claim(&of_three("a", 1), START + 1);
+        assert!(matches!(lock.claim(&of_three("c", 2), later), Claimed::Granted(_)));
+        assert!(
+            matches!(lock.claim(&of_three("d", 1), later), Claimed::Taken { .. }),
+            "a place is kept for a"
+        );
+    }
+
+    #[test]
+    fn tokens_that_nobody_got_are_given_again() {
+        let mut lock = One::default();
+        let Claimed::Granted(first) = lock.claim(&Claim { tokens: 256, ..claim("a", SECOND) }, START) else {
+            panic!()
+        };
+        let release = Release { owner: "a".into(), capacity: 1, tokens: (first + 255, first + 2) };
+        lock.apply(&release, START + 1);
+        assert_eq!(lock.claim(&claim("b", SECOND), START + 1), Claimed::Granted(first + 3));
+        // Of one who holds nothing any more nothing is known.
+        let late = Release { owner: "a".into(), capacity: 1, tokens: (first + 3, first) };
+        lock.apply(&late, START + 1);
+        assert_eq!(
+            lock.0.as_deref().and_then(|state| State::parse(state).ok()).unwrap().last_token,
+            first + 4
+        );
+    }
+
+    #[test]
+    fn a_release_that_finds_nothing_changes_what_a_late_claim_has_read() {
+        let mut lock = One::default();
+        lock.release("a", START);
+        let before = lock.0.clone().unwrap();
+        lock.release("a", START);
+        assert_ne!(lock.0.unwrap(), before);
+    }
+
+    #[test]
+    fn who_does_not_wait_gets_past_the_dead_after_the_clock_stepped_back() {
+        let mut lock = One::default();
+        lock.claim(&claim("dead", SECOND), START);
+        let back = START - 3_600 * SECOND;
+        assert!(matches!(lock.claim(&claim("b", SECOND), back), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&claim("b", SECOND), back + SECOND), Claimed::Granted(_)));
     }
 
     #[test]
@@ -311,9 +397,8 @@ mod tests {
         let hour = 3_600 * SECOND;
         let Claimed::Granted(first) = lock.claim(&claim("dead", SECOND), START) else { panic!() };
         let back = START - hour;
-        assert_eq!(lock.claim(&claim("b", SECOND), back), Claimed::Taken(Duration::from_secs(1)));
-        // Somebody must write for the step to be seen.
-        lock.claim(&Claim { patience: 10 * SECOND, ..claim("b", SECOND) }, back);
+        let left = Duration::from_secs(1);
+        assert_eq!(lock.claim(&claim("b", SECOND), back), Claimed::Taken { left, last: START });
         let Claimed::Granted(second) = lock.claim(&claim("b", SECOND), back + SECOND) else { panic!() };
         assert_eq!(second, first + 1, "tokens rise though the clock does not");
     }
@@ -341,7 +426,8 @@ mod tests {
             "1 H a 1 1 1 1",
             "1 H a 1 1 1 1 = ",
             "1 H  1 1 1 1 =",
-            "1 W a 1 1 1 H a 1 1 1 1 =",
+            "1 W a 1 1 1",
+            "1 W a 1 1 1 1 = H a 1 1 1 1 =",
             "9007199254740992",
             "1 H a 1 1 1 99999999999999999 =",
             "1 H \u{e4} 1 1 1 1 =",
@@ -358,24 +444,42 @@ mod tests {
         }
     }
 
-    fn commands() -> impl Strategy<Value = Vec<(i64, Box<dyn Transition>)>> {
+    #[derive(Debug)]
+    enum Command {
+        Other(Box<dyn Transition>),
+        /// With or without a token that nobody got.
+        Release(String, bool),
+    }
+
+    impl Command {
+        fn on(self, state: Option<&[u8]>) -> Box<dyn Transition> {
+            match self {
+                Self::Other(transition) => transition,
+                Self::Release(owner, unused) => {
+                    let last = state.map_or(0, |state| State::parse(state).unwrap().last_token);
+                    Box::new(Release { owner, capacity: 3, tokens: (last, last - i64::from(unused)) })
+                }
+            }
+        }
+    }
+
+    fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
         let owner = || prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(String::from);
         let ttl = || prop::sample::select(vec![SECOND, 10 * SECOND, 60 * SECOND]);
-        let claims = (owner(), ttl(), 1..4_i64, prop::sample::select(vec![0, 5 * SECOND]), 1..3_i64)
+        let claims = (owner(), ttl(), 1..4_i64, prop::sample::select(vec![0, 5 * SECOND]), 2..4_i64)
             .prop_map(|(owner, ttl, weight, patience, tokens)| {
                 let claim = Claim { owner, label: "=l".into(), weight, capacity: 3, ttl, patience, tokens };
-                Box::new(claim) as Box<dyn Transition>
+                Command::Other(Box::new(claim))
             });
         let renewals = (owner(), ttl(), 0..2_i64).prop_map(|(owner, ttl, floor)| {
             let renew = Renew { owner, ttl, label: "=m".into(), floor: floor * START * 2 };
-            Box::new(renew) as Box<dyn Transition>
+            Command::Other(Box::new(renew))
         });
-        let shows = Just(()).prop_map(|()| Box::new(Show) as Box<dyn Transition>);
-        let releases =
-            owner().prop_map(|owner| Box::new(Release { owner, capacity: 3 }) as Box<dyn Transition>);
+        let shows = Just(()).prop_map(|()| Command::Other(Box::new(Show)));
+        let releases = (owner(), any::<bool>()).prop_map(|(owner, unused)| Command::Release(owner, unused));
         let times = prop_oneof![4 => 0..2 * SECOND, 1 => 0..100 * SECOND, 1 => -20 * SECOND..0];
         prop::collection::vec(
-            (times, prop_oneof![3 => claims, 1 => renewals, 1 => releases, 1 => shows]),
+            (times, prop_oneof![3 => claims, 1 => renewals, 2 => releases, 1 => shows]),
             1..40,
         )
     }
@@ -387,8 +491,9 @@ mod tests {
         fn the_script_does_what_the_transitions_do(commands in commands()) {
             let mut twin = Twin::new();
             let mut now = START;
-            for (step, transition) in commands {
+            for (step, command) in commands {
                 now += step;
+                let transition = command.on(twin.state());
                 let _ = twin.apply(&*transition, at(now));
             }
         }
@@ -396,13 +501,24 @@ mod tests {
         #[test]
         fn never_is_more_held_than_there_is_and_tokens_rise(commands in commands()) {
             let (mut one, mut now, mut last) = (One::default(), START, 0);
-            for (step, transition) in commands {
+            for (step, command) in commands {
                 now += step;
                 let before = State::read(one.0.as_deref(), now).unwrap();
+                let transition = command.on(one.0.as_deref());
                 let reply = one.apply(&*transition, now);
                 let state = State::read(one.0.as_deref(), now).unwrap();
                 prop_assert!(state.holders.iter().map(|holder| holder.weight).sum::<i64>() <= 3);
-                if let (true, Ok(Claimed::Granted(token))) = (transition.name() == "claim", Claimed::decode(&reply)) {
+                let granted = match transition.name() {
+                    "claim" => match Claimed::decode(&reply).unwrap() {
+                        Claimed::Granted(token) => vec![token],
+                        Claimed::Taken { .. } => vec![],
+                    },
+                    "release" => {
+                        Released::decode(&reply).unwrap().granted.into_iter().map(|(_, token)| token).collect()
+                    }
+                    _ => vec![],
+                };
+                for token in granted {
                     let again = before.holders.iter().any(|holder| holder.token == token);
                     prop_assert!(again || token > last, "{token} after {last}");
                     last = last.max(token);

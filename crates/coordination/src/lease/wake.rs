@@ -1,17 +1,22 @@
-//! Wakes those who wait for a lease when one is released: one subscription for the whole process, however many wait.
+//! Wakes those who wait for a lease when it is granted to them: one subscription for the whole process, however many wait.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    fmt::Write as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
-use commonhold_core::{Message, Result, Store};
+use commonhold_core::{Error, ErrorKind, Message, Result, Store};
 use futures_util::{StreamExt as _, future::join_all};
 use tokio::sync::{Notify, futures::OwnedNotified};
+use tokio_util::sync::CancellationToken;
 
-/// What the channels are called on which those who wait in a process are told that they are next, by the names of their
-/// claims. The name of the process follows: nobody hears what others are told.
+/// What the channels are called on which those who wait in a process are told what was granted to them: the names of
+/// their claims, each with its first token. The name of the process follows: nobody hears what others are told.
 const CHANNEL: &str = "commonhold:released:";
 /// How long to wait before the channel is subscribed to again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -22,14 +27,23 @@ pub(crate) struct Wakeups {
     store: Store,
     process: String,
     waiting: Mutex<Waiting>,
+    /// Cancelled when this is dropped: nobody keeps the store open for it then.
+    ended: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     /// By the names of their claims.
-    claims: HashMap<String, Arc<Notify>>,
+    claims: HashMap<String, Arc<Waiter>>,
     /// A task hears for them.
     heard: bool,
+}
+
+#[derive(Debug, Default)]
+struct Waiter {
+    notify: Arc<Notify>,
+    /// The first token of what was granted; 0 if nothing was.
+    token: AtomicI64,
 }
 
 /// A place among those who wait. Dropping it leaves it.
@@ -37,12 +51,13 @@ struct Waiting {
 pub(crate) struct Place {
     wakeups: Arc<Wakeups>,
     owner: String,
-    notify: Arc<Notify>,
+    waiter: Arc<Waiter>,
 }
 
 impl Wakeups {
     pub(crate) fn new(store: Store, process: &str) -> Arc<Self> {
-        Arc::new(Self { store, process: process.to_owned(), waiting: Mutex::default() })
+        let ended = CancellationToken::new();
+        Arc::new(Self { store, process: process.to_owned(), waiting: Mutex::default(), ended })
     }
 
     /// Whether the store can wake anybody.
@@ -50,30 +65,37 @@ impl Wakeups {
         self.store.capabilities().publish
     }
 
-    /// Tells these claims, wherever they wait, that they are next. They poll as well: a message that is lost delays them.
-    pub(crate) async fn tell(&self, owners: &[String]) {
+    /// Tells these claims, wherever they wait, what was granted to them. They poll as well: a message that is lost delays
+    /// them.
+    pub(crate) async fn tell(&self, granted: &[(String, i64)]) {
+        let mut told: BTreeMap<&str, String> = BTreeMap::new();
+        for (owner, token) in granted {
+            let message = told.entry(process_of(owner)).or_default();
+            let joint = if message.is_empty() { "" } else { " " };
+            let _ = write!(message, "{joint}{owner} {token}");
+        }
+        if let Some(here) = told.remove(&*self.process) {
+            self.wake(here.as_bytes());
+        }
         if !self.can_wake() {
             return;
         }
-        let mut told: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for owner in owners {
-            told.entry(process_of(owner)).or_default().push(owner);
-        }
-        let told = told.into_iter().map(async |(process, owners)| {
-            let told = self.store.publish(channel(process), owners.join(" ")).await;
-            let _ = told.inspect_err(|error| tracing::debug!(%error, "those who are next were not told"));
+        let told = told.into_iter().map(async |(process, message)| {
+            let told = self.store.publish(channel(process), message).await;
+            let _ = told.inspect_err(|error| tracing::debug!(%error, "what was granted was not told"));
         });
         join_all(told).await;
     }
 
     pub(crate) fn wait_for(self: &Arc<Self>, owner: &str) -> Place {
         let mut waiting = self.waiting();
-        let notify = Arc::<Notify>::default();
-        waiting.claims.insert(owner.to_owned(), Arc::clone(&notify));
+        let waiter = Arc::<Waiter>::default();
+        waiting.claims.insert(owner.to_owned(), Arc::clone(&waiter));
         if self.can_wake() && !std::mem::replace(&mut waiting.heard, true) {
-            tokio::spawn(hear(Arc::downgrade(self)));
+            let hearing = Hearing { wakeups: Arc::downgrade(self), done: false };
+            tokio::spawn(hearing.hear(self.store.clone(), self.ended.clone()));
         }
-        Place { wakeups: Arc::clone(self), owner: owner.to_owned(), notify }
+        Place { wakeups: Arc::clone(self), owner: owner.to_owned(), waiter }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -82,22 +104,36 @@ impl Wakeups {
 
     fn wake(&self, message: &[u8]) {
         let waiting = self.waiting();
-        for owner in String::from_utf8_lossy(message).split(' ') {
-            if let Some(notify) = waiting.claims.get(owner) {
-                notify.notify_waiters();
+        let message = String::from_utf8_lossy(message);
+        let mut words = message.split(' ');
+        while let (Some(owner), Some(token)) = (words.next(), words.next()) {
+            if let (Some(waiter), Ok(token)) = (waiting.claims.get(owner), token.parse()) {
+                waiter.token.store(token, SeqCst);
+                waiter.notify.notify_waiters();
             }
         }
     }
 
     fn wake_all(&self) {
-        self.waiting().claims.values().for_each(|notify| notify.notify_waiters());
+        self.waiting().claims.values().for_each(|waiter| waiter.notify.notify_waiters());
+    }
+}
+
+impl Drop for Wakeups {
+    fn drop(&mut self) {
+        self.ended.cancel();
     }
 }
 
 impl Place {
-    /// Ends with the next release, counted from now on, not from when it is first polled.
-    pub(crate) fn released(&self) -> OwnedNotified {
-        Arc::clone(&self.notify).notified_owned()
+    /// Ends with the next message, counted from now on, not from when it is first polled.
+    pub(crate) fn told(&self) -> OwnedNotified {
+        Arc::clone(&self.waiter.notify).notified_owned()
+    }
+
+    /// The first token of what was granted, if it is one after this.
+    pub(crate) fn granted_after(&self, last: i64) -> Option<i64> {
+        Some(self.waiter.token.load(SeqCst)).filter(|&token| token > last)
     }
 }
 
@@ -116,48 +152,64 @@ fn channel(process: &str) -> String {
     format!("{CHANNEL}{process}")
 }
 
-/// Hears of releases until nobody has waited for a while.
-async fn hear(wakeups: Weak<Wakeups>) {
-    let Some((store, channel)) =
-        wakeups.upgrade().map(|wakeups| (wakeups.store.clone(), channel(&wakeups.process)))
-    else {
-        return;
-    };
-    loop {
-        if let Err(error) = hear_until_lost(&wakeups, &store, &channel).await {
-            tracing::debug!(%error, "releases are not heard of");
-            tokio::time::sleep(RETRY_DELAY).await;
+/// Hears what is granted to those who wait in a process.
+struct Hearing {
+    wakeups: Weak<Wakeups>,
+    done: bool,
+}
+
+impl Hearing {
+    /// Goes on until nobody has waited for a while.
+    async fn hear(mut self, store: Store, ended: CancellationToken) {
+        let Some(channel) = self.wakeups.upgrade().map(|wakeups| channel(&wakeups.process)) else { return };
+        let until_idle = async {
+            while let Err(error) = self.hear_until_idle(&store, &channel).await {
+                tracing::debug!(%error, "what is granted is not heard of");
+                tokio::time::sleep(RETRY_DELAY).await;
+            }
+        };
+        tokio::select! {
+            () = until_idle => {}
+            () = ended.cancelled() => {}
         }
-        let Some(wakeups) = wakeups.upgrade() else { return };
-        let mut waiting = wakeups.waiting();
-        if waiting.claims.is_empty() {
-            waiting.heard = false;
-            return;
+    }
+
+    async fn hear_until_idle(&mut self, store: &Store, channel: &str) -> Result<()> {
+        let mut messages = store.subscribe(channel).await?;
+        // What was granted before is not told any more.
+        if let Some(wakeups) = self.wakeups.upgrade() {
+            wakeups.wake_all();
+        }
+        loop {
+            let message = tokio::time::timeout(IDLE, messages.next()).await;
+            let Some(wakeups) = self.wakeups.upgrade() else { return Ok(()) };
+            match message {
+                Ok(Some(message)) => match message? {
+                    Message::Payload(granted) => wakeups.wake(&granted),
+                    Message::Missed => wakeups.wake_all(),
+                },
+                Ok(None) => return Err(Error::new(ErrorKind::Unavailable, "the subscription ended")),
+                Err(_) => {
+                    let mut waiting = wakeups.waiting();
+                    if waiting.claims.is_empty() {
+                        waiting.heard = false;
+                        self.done = true;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Hearing {
+    /// Ended with its runtime, perhaps: the next who waits is heard for by another.
+    fn drop(&mut self) {
+        if let Some(wakeups) = self.wakeups.upgrade().filter(|_| !self.done) {
+            wakeups.waiting().heard = false;
         }
     }
 }
 
 /// How long the subscription stays when nobody waits.
 const IDLE: Duration = Duration::from_secs(10);
-
-async fn hear_until_lost(wakeups: &Weak<Wakeups>, store: &Store, channel: &str) -> Result<()> {
-    let mut messages = store.subscribe(channel).await?;
-    // What was released before is not told any more.
-    if let Some(wakeups) = wakeups.upgrade() {
-        wakeups.wake_all();
-    }
-    loop {
-        let message = match tokio::time::timeout(IDLE, messages.next()).await {
-            Ok(Some(message)) => Some(message?),
-            Ok(None) => return Ok(()),
-            Err(_) => None,
-        };
-        let Some(wakeups) = wakeups.upgrade() else { return Ok(()) };
-        match message {
-            Some(Message::Payload(owners)) => wakeups.wake(&owners),
-            Some(Message::Missed) => wakeups.wake_all(),
-            None if wakeups.waiting().claims.is_empty() => return Ok(()),
-            None => {}
-        }
-    }
-}
