@@ -165,7 +165,7 @@ impl Election {
     /// Who leads now, and from then on whenever that changes: another leader, another value, or nobody. Leaders in quick
     /// succession may be passed over; the last is always told. Errors that may pass are waited out, others are told.
     pub fn observe(&self) -> impl Stream<Item = Result<Option<Leader>>> + Send + use<> {
-        let watching = Watching { election: self.clone(), changes: None, told: None };
+        let watching = Watching { election: self.clone(), changes: None, told: None, failed: false };
         stream::unfold(watching, |mut watching| async move { Some((watching.next().await, watching)) })
     }
 
@@ -182,11 +182,16 @@ struct Watching {
     election: Election,
     changes: Option<BoxStream<'static, Result<Change>>>,
     told: Option<Option<Leader>>,
+    /// The last thing that was told was an error.
+    failed: bool,
 }
 
 impl Watching {
     async fn next(&mut self) -> Result<Option<Leader>> {
         let Election { leases, key } = self.election.clone();
+        if std::mem::take(&mut self.failed) {
+            tokio::time::sleep(LOOK.1).await;
+        }
         loop {
             if self.changes.is_none() && leases.store().capabilities().watch {
                 self.changes = leases.store().watch(key.as_bytes()).await.ok();
@@ -197,7 +202,10 @@ impl Watching {
                     return Ok(leader);
                 }
                 Ok((_, left)) => left,
-                Err(error) if error.retry() == commonhold_core::Retry::Never => return Err(error),
+                Err(error) if error.retry() == commonhold_core::Retry::Never => {
+                    self.failed = true;
+                    return Err(error);
+                }
                 Err(_) => None,
             };
             let look = if self.changes.is_some() { LOOK.0 } else { LOOK.1 };

@@ -13,6 +13,8 @@ use commonhold_core::{
     Applied, Condition, Error, ErrorKind, Expiry, IntoKey, Key, PutOptions, Result, Retry, Store, Write,
 };
 
+use crate::newest::newest;
+
 /// A fencing token, as [`Guard::fence`](crate::Guard::fence) gives it: greater than that of every earlier holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fence(u64);
@@ -39,7 +41,8 @@ impl fmt::Display for Fence {
 ///
 /// A holder that was paused (by the scheduler, a debugger, a virtual machine that moved) can wake up after its lock went
 /// to somebody else, and knows nothing of it. Only the store that it writes to can keep it from writing then. The newest
-/// fence of each key lies under `fence:KEY` beside it, in decimal, for ever: a fence that is forgotten protects nothing.
+/// fence of each key lies under `fence:KEY` beside it, in decimal, for ever: a fence that is forgotten protects nothing
+/// (keep other values out of there).
 /// A write is one atomic batch: of the value, on the condition that the fence is still what it was.
 ///
 /// Writes without a fence are not kept from anything: whoever writes such a key must do it in this way.
@@ -105,13 +108,14 @@ impl Fenced {
         if !self.seen().contains(&fence) {
             self.write(&[fence], Vec::new()).await?;
         }
-        self.store.get(&key).await
+        Ok(newest(&self.store, &[key]).await?.into_iter().next().flatten())
     }
 
     /// Puts a value.
     ///
     /// # Errors
-    /// `Fenced` if the store has seen a newer fence for this key; those of the store. As with all writes here.
+    /// `Fenced` if the store has seen a newer fence for this key; `InvalidInput` for a key that begins with `fence:`; those
+    /// of the store. As with all writes here.
     ///
     /// Cancellation: all of it is written or nothing. As with all writes here.
     pub async fn put(&self, key: impl IntoKey, value: impl Into<Bytes>) -> Result<()> {
@@ -160,7 +164,7 @@ impl Fenced {
         let write = Write::Put { key: key.clone(), value: new.into(), options };
         match self.write_batch(vec![write]).await {
             Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(false),
+            Err(error) if error.kind() == ErrorKind::Conflict && error.retry() == Retry::Never => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -197,7 +201,7 @@ impl Fenced {
                 // Another fence came in between, or else a condition of the batch itself does not hold.
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     self.forget();
-                    if self.newest(keys).await? == found {
+                    if self.newest(keys).await? == found && error.retry() == Retry::Never {
                         return Err(error);
                     }
                 }
@@ -214,7 +218,7 @@ impl Fenced {
         if keys.iter().all(|key| self.seen().contains(key)) {
             return Ok(vec![Some(own); keys.len()]);
         }
-        let found = self.store.batch_get(keys).await?;
+        let found = newest(&self.store, keys).await?;
         for (key, found) in keys.iter().zip(&found) {
             let Some(found) = found else { continue };
             let token: Option<u64> = std::str::from_utf8(found).ok().and_then(|token| token.parse().ok());
@@ -251,6 +255,12 @@ fn owned(key: impl IntoKey) -> Result<Key> {
     Ok(key.into_key()?.borrow().clone())
 }
 
+const FENCE: &[u8] = b"fence:";
+
 fn fence_key(key: &Key) -> Result<Key> {
-    Key::new([b"fence:", key.as_bytes()].concat())
+    if key.as_bytes().starts_with(FENCE) {
+        let message = "keys that begin with `fence:` are for fences";
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_key(key));
+    }
+    Key::new([FENCE, key.as_bytes()].concat())
 }

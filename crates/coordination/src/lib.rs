@@ -1,7 +1,7 @@
 //! Locks, elections, counters, rate limiters and circuit breakers over any [`Store`](commonhold_core::Store).
 //!
 //! Each is one pure [`Transition`](commonhold_core::Transition): `(state, command, now) -> (state, reply)`, applied
-//! atomically and on the store's clock, so that no clock of an instance is trusted. On Redis it runs as a script, which
+//! atomically and on the store's clock, so that no clock of an instance decides. On Redis it runs as a script, which
 //! a property test holds equal to its twin in Rust.
 
 pub mod breaker;
@@ -13,6 +13,7 @@ mod holders;
 mod lease;
 pub mod limit;
 mod lock;
+mod newest;
 mod redlock;
 mod safety;
 mod semaphore;

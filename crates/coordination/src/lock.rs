@@ -85,7 +85,7 @@ impl Locks {
         self
     }
 
-    /// Takes a lock if nobody has it, for 20 ms to 365 days unless it is renewed.
+    /// Takes a lock if nobody has it, for 20 ms (in Memcached 24 s) to 365 days unless it is renewed.
     ///
     /// # Errors
     /// `InvalidInput` for such a time to live or name; those of the store.

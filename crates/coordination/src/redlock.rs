@@ -64,6 +64,11 @@ impl Redlock {
         Ok(Self { stores })
     }
 
+    /// Waits until whatever was dropped is released, where that is possible. To be called before the runtime ends.
+    pub async fn settled(&self) {
+        join_all(self.stores.iter().map(|leases| leases.settled())).await;
+    }
+
     fn majority(&self) -> usize {
         self.stores.len() / 2 + 1
     }
@@ -160,7 +165,8 @@ impl RedlockGuard {
         &self.name
     }
 
-    /// The fencing token: greater than that of every earlier holder.
+    /// The fencing token: greater than that of every earlier holder. As with [`Guard::token`](crate::Guard::token), unless
+    /// clocks stepped back by more than a day.
     pub fn token(&self) -> u64 {
         self.token.unsigned_abs()
     }

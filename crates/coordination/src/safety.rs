@@ -8,7 +8,9 @@ use commonhold_core::{Capabilities, Store};
 /// holds. `Display` says it in words.
 ///
 /// On every store the promise needs two things besides: the clocks of the holder and of the store must not differ in speed
-/// by more than 1 %, and the store's clock must not be set forward. And on every store a holder that was paused learns
+/// by more than 1 %, and the store's clock must not be set forward. (Where processes tell the store's time themselves, which
+/// is so with Memcached, leases last at least four times as long as they may be apart, and are given up as much earlier.)
+/// And on every store a holder that was paused learns
 /// too late that it lost the lock. Against all of these a [fence](crate::Fenced) keeps what it protects from harm,
 /// wherever the fence and the value were not lost themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -403,6 +403,9 @@ pub struct Capabilities {
     pub durable: bool,
     /// Several processes can use the store at once.
     pub shared: bool,
+    /// By how much the time that transitions are given, and what expires by it, may differ between two processes that use
+    /// the store at once: zero where its server tells the time.
+    pub clock_error: Duration,
     /// Values are compressed where they lie.
     pub compression: bool,
     /// Its entries can be read and searched in plain SQL.
@@ -428,6 +431,7 @@ impl Capabilities {
         publish: false,
         durable: false,
         shared: false,
+        clock_error: Duration::ZERO,
         compression: false,
         sql: false,
         clustering: false,

@@ -17,6 +17,7 @@ use crate::{
     error::NAME,
     expiry::check,
     ring::Ring,
+    server::CLOCK_TOLERANCE_MS,
     wire::{Reply, Set, When, too_long},
 };
 
@@ -166,6 +167,8 @@ impl StateBackend for MemcachedBackend {
         let now = u64::try_from(self.ring.now().as_millis() / 1000).unwrap_or_default();
         capabilities.max_ttl = Duration::from_secs(LAST_SECOND.saturating_sub(now + 24 * 60 * 60));
         capabilities.shared = true;
+        // One may be ahead of the server, and another behind.
+        capabilities.clock_error = Duration::from_millis(2 * CLOCK_TOLERANCE_MS.unsigned_abs());
         capabilities.clustering = true;
         capabilities.max_value_bytes = self.config().max_value_bytes;
         capabilities

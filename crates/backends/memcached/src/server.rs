@@ -19,7 +19,7 @@ const MAX_WAITING_BYTES: usize = 128 * 1024 * 1024;
 
 /// Further apart than this are two clocks only if one is wrong: Memcached tells whole seconds, counted from the one
 /// in which it was started and up to two late.
-const CLOCK_TOLERANCE_MS: i64 = 3_000;
+pub(crate) const CLOCK_TOLERANCE_MS: i64 = 3_000;
 
 /// What callers hold of a server.
 #[derive(Debug)]

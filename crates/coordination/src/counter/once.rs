@@ -7,6 +7,7 @@ use commonhold_core::{Condition, Error, ErrorKind, Expiry, Key, PutOptions, Resu
 use tokio::time::Instant;
 
 use super::shared::parse;
+use crate::newest::newest;
 
 /// How long an id is remembered.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -56,7 +57,7 @@ async fn attempt(
     remembered: Duration,
 ) -> Result<i64> {
     let [seen, counter] = keys;
-    let mut found = store.batch_get(keys).await?.into_iter();
+    let mut found = newest(store, keys).await?.into_iter();
     if let Some(sum) = found.next().flatten() {
         return parse(Some(&sum), seen);
     }

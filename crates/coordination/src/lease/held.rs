@@ -13,7 +13,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    leases::{Given, Leases, Wanted, check_ttl},
+    leases::{Given, Leases, Wanted},
     transition::{Renew, micros_of},
 };
 
@@ -44,13 +44,13 @@ const SOON: Duration = Duration::from_millis(20);
 
 impl Beginning {
     /// Of one that was granted to a request which was sent at this time.
-    pub(crate) fn claimed(sent: Instant, ttl: Duration) -> Self {
-        Self { deadline: deadline(sent, ttl), renewal: ttl / 3 }
+    pub(crate) fn claimed(sent: Instant, ttl: Duration, clock_error: Duration) -> Self {
+        Self { deadline: deadline(sent, ttl, clock_error), renewal: ttl / 3 }
     }
 
     /// Of one that was granted to a place in the line, to one who asked for that at this time.
-    pub(crate) fn granted(sent: Instant, patience: Duration) -> Self {
-        Self { deadline: deadline(sent, patience), renewal: SOON.min(patience / 3) }
+    pub(crate) fn granted(sent: Instant, patience: Duration, clock_error: Duration) -> Self {
+        Self { deadline: deadline(sent, patience, clock_error), renewal: SOON.min(patience / 3) }
     }
 
     /// Whether it lasts for this long from now.
@@ -139,7 +139,7 @@ impl Held {
 
     /// Holds on for this long from now, and from each renewal on. Says whether it was still held.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<bool> {
-        check_ttl(ttl)?;
+        self.shared.leases.check_ttl(ttl)?;
         self.shared.term().ttl = ttl;
         // The next renewal may have to come sooner.
         self.shared.changed.notify_one();
@@ -199,7 +199,7 @@ impl Shared {
             let mut term = self.term();
             let Term { ttl, label, floor, .. } = term.clone();
             let renew = Renew { owner: self.owner.clone(), ttl: micros_of(ttl), label, floor };
-            let renewed_to = deadline(Instant::now(), ttl);
+            let renewed_to = deadline(Instant::now(), ttl, self.leases.clock_error());
             // Until the answer is here, either may hold: the time to live may be shorter than it was.
             term.deadline = term.deadline.min(renewed_to);
             (renew, renewed_to)
@@ -214,8 +214,8 @@ impl Shared {
     }
 }
 
-fn deadline(sent: Instant, ttl: Duration) -> Instant {
-    sent + ttl.saturating_sub(ttl / DRIFT + GRAIN)
+fn deadline(sent: Instant, ttl: Duration, clock_error: Duration) -> Instant {
+    sent + ttl.saturating_sub(ttl / DRIFT + GRAIN + clock_error)
 }
 
 /// Renews a lease after the first pause, and then whenever a third of its time is over, until it is lost.

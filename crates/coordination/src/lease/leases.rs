@@ -92,6 +92,21 @@ impl Leases {
         &self.store
     }
 
+    pub(super) fn clock_error(&self) -> Duration {
+        self.store.capabilities().clock_error
+    }
+
+    /// # Errors
+    /// `InvalidInput` for a time to live that clocks and networks cannot keep.
+    pub(super) fn check_ttl(&self, ttl: Duration) -> Result<()> {
+        let shortest = SHORTEST.max(4 * self.clock_error());
+        if (shortest..=LONGEST).contains(&ttl) {
+            return Ok(());
+        }
+        let message = format!("a lease in this store lasts from {shortest:?} to 365 days, not {ttl:?}");
+        Err(Error::new(ErrorKind::InvalidInput, message))
+    }
+
     /// Claims a lease, waiting for it until the deadline. `None` if it is not to be had.
     ///
     /// Dropping the future leaves no lease and no place in the line behind.
@@ -100,7 +115,7 @@ impl Leases {
         wanted: &Wanted,
         deadline: Option<Instant>,
     ) -> Result<Option<(Held, i64)>> {
-        check_ttl(wanted.ttl)?;
+        self.check_ttl(wanted.ttl)?;
         *self.runtime() = Some(Handle::current());
         let number = self.claims.fetch_add(1, Ordering::Relaxed);
         let owner = format!("{}.{number}", self.process);
@@ -130,7 +145,9 @@ impl Leases {
             // A place that the store knows of: since when, and the greatest token then.
             let mut known = None;
             let pause = match claimed.and_then(|reply| Claimed::decode(&reply)) {
-                Ok(Claimed::Granted(token)) => return granted(token, Beginning::claimed(sent, wanted.ttl)),
+                Ok(Claimed::Granted(token)) => {
+                    return granted(token, Beginning::claimed(sent, wanted.ttl, self.clock_error()));
+                }
                 Ok(Claimed::Taken { .. }) if deadline.is_none() => {
                     if failures == 0 {
                         begun.nothing_is_left();
@@ -163,7 +180,7 @@ impl Leases {
             // What was granted to the place lasts as long as the place, which is known to be there since it was asked
             // for. A message of an earlier time, after which the place was lost, has an earlier token.
             let token = known.and_then(|last| place.as_ref()?.granted_after(last));
-            let beginning = Beginning::granted(sent, patience);
+            let beginning = Beginning::granted(sent, patience, self.clock_error());
             if let Some(token) = token.filter(|_| beginning.lasts_for(patience / 4)) {
                 return granted(token, beginning);
             }
@@ -274,12 +291,4 @@ impl Drop for Begun<'_> {
 /// This long from now, or a year.
 pub(crate) fn after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(LONGEST)
-}
-
-pub(super) fn check_ttl(ttl: Duration) -> Result<()> {
-    if (SHORTEST..=LONGEST).contains(&ttl) {
-        return Ok(());
-    }
-    let message = format!("a lease lasts from {SHORTEST:?} to 365 days, not {ttl:?}");
-    Err(Error::new(ErrorKind::InvalidInput, message))
 }

@@ -2,8 +2,13 @@
 
 use commonhold::{Condition, ErrorKind, Key, PutOptions, Write};
 use commonhold_coordination::{Fence, Fenced};
+use commonhold_testkit::{
+    eventually,
+    proxy::{Mode, Proxy},
+    servers::Redis,
+};
 
-use crate::common::Place;
+use crate::common::{PATIENCE, Place};
 
 async fn check(place: Place) {
     let store = place.open().await;
@@ -104,4 +109,29 @@ async fn the_newest_fence_wins_every_race() {
     race(Place::memory()).await;
     race(Place::redis()).await;
     race(Place::postgres()).await;
+}
+
+#[tokio::test]
+async fn who_reads_under_a_fence_sees_what_was_written_before_also_where_replicas_answer_reads() {
+    let primary = Redis::start();
+    let proxy = Proxy::before(primary.port());
+    let replica = Redis::builder().config(&format!("replicaof 127.0.0.1 {}", proxy.port())).start();
+    let url = format!("redis://{},{}?read_from=replica", primary.address(), replica.address());
+    let fenced = async |token| Fenced::new(commonhold::open(&url).await.unwrap(), Fence::new(token)).unwrap();
+    let (first, second) = (fenced(1).await, fenced(2).await);
+    first.put("n", "1").await.unwrap();
+    eventually(PATIENCE, "the replica has it", async || replica.cli(&["GET", "n"]) == "1").await;
+    proxy.set(Mode::BlackHole);
+    first.put("n", "2").await.unwrap();
+    assert_eq!(second.get("n").await.unwrap().unwrap(), "2");
+    second.put("n", "3").await.unwrap();
+    assert!(fenced(3).await.compare_and_swap("n", Some("3"), "4").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_fence_overwrites_no_value_of_others() {
+    let store = Place::memory().open().await;
+    store.put("fence:x", "5").await.unwrap();
+    let error = Fenced::new(store, Fence::new(9)).unwrap().put("fence:x", "6").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use commonhold::{
-    ErrorKind, MemoryBackend, Store,
+    ErrorKind, ManualClock, MemoryBackend, Store,
     layers::{Fault, FaultPlan, Operation},
 };
 use commonhold_coordination::{Fenced, Locks};
-use commonhold_testkit::eventually;
+use commonhold_testkit::{eventually, servers::Postgres};
+use futures_util::FutureExt as _;
 
 use crate::common::{PATIENCE, Place};
 
@@ -171,6 +172,163 @@ async fn a_claim_whose_answer_is_lost_is_made_again_and_takes_nothing_twice() {
     plan.lose_reply(Operation::Transact);
     assert!(guard.release().await.unwrap());
     assert!(locks.show("l").await.unwrap().holders.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_wait_does_not_wait_after_an_error_that_passed_either() {
+    let plan = FaultPlan::new();
+    let store = Store::new(MemoryBackend::new());
+    let locks = Locks::new(store.clone().layer(Fault::new(&plan))).unwrap();
+    let _held = Locks::new(store).unwrap().try_acquire("l", TTL).await.unwrap().unwrap();
+    for fault in [FaultPlan::refuse, FaultPlan::lose_reply] {
+        fault(&plan, Operation::Transact);
+        let tried = tokio::time::timeout(Duration::from_secs(5), locks.try_acquire("l", TTL)).await;
+        assert!(tried.expect("it waits").unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_guard_that_is_released_is_lost_also_where_the_next_task_has_the_same_lease() {
+    let locks = Locks::new(Store::new(MemoryBackend::new())).unwrap();
+    let first = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    let mut next = Box::pin(locks.acquire("l", TTL, PATIENCE));
+    assert!(next.as_mut().now_or_never().is_none());
+    let lost = first.lost();
+    first.release().await.unwrap();
+    let next = next.await.unwrap().unwrap();
+    assert!(lost.is_cancelled() && !next.lost().is_cancelled() && next.is_held());
+}
+
+#[tokio::test]
+async fn an_error_that_passes_is_waited_out_also_where_a_lock_is_handed_on() {
+    let plan = FaultPlan::new();
+    let locks = Locks::new(Store::new(MemoryBackend::new()).layer(Fault::new(&plan))).unwrap();
+    let first = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    // Another time to live: the store is asked for it.
+    let mut next = Box::pin(locks.acquire("l", TTL * 2, PATIENCE));
+    assert!(next.as_mut().now_or_never().is_none());
+    plan.refuse(Operation::Transact);
+    first.release().await.unwrap();
+    assert!(next.await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_release_of_what_another_has_says_so_also_when_it_is_made_twice() {
+    let plan = FaultPlan::new();
+    let store = Store::new(MemoryBackend::new());
+    let locks = Locks::new(store.clone().layer(Fault::new(&plan))).unwrap();
+    let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    store.delete("lock:l").await.unwrap();
+    let _other = Locks::new(store).unwrap().try_acquire("l", TTL).await.unwrap().unwrap();
+    plan.refuse(Operation::Transact);
+    assert!(!guard.release().await.unwrap());
+}
+
+/// They rise by the clock when the store has forgotten them: so they must not run ahead of it.
+#[tokio::test]
+async fn tokens_are_spent_by_those_who_get_them_alone() {
+    let clock = Arc::new(ManualClock::default());
+    clock.advance(TTL);
+    let store = Store::new(MemoryBackend::builder().clock(clock).build());
+    let locks = Locks::new(store).unwrap();
+    let first = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    let token = first.token();
+    first.release().await.unwrap();
+    for claim in 1..=100 {
+        let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+        assert_eq!(guard.token(), token + claim);
+        match claim % 2 {
+            0 => drop(guard),
+            _ => drop(guard.release().await.unwrap()),
+        }
+        locks.settled().await;
+    }
+}
+
+/// The clock of the tasks is turned when all of them wait: whoever was not woken would have to poll.
+#[tokio::test(start_paused = true)]
+async fn all_readers_behind_a_writer_are_woken_together() {
+    let store = Store::new(MemoryBackend::new());
+    let writing = Locks::new(store.clone()).unwrap().rw_lock("l").unwrap();
+    let writer = writing.write(TTL, PATIENCE).await.unwrap().unwrap();
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let reading = Locks::new(store.clone()).unwrap().rw_lock("l").unwrap();
+        readers.spawn(async move { reading.read(TTL, PATIENCE).await.unwrap().unwrap() });
+    }
+    while writing.show().await.unwrap().waiting < 8 {
+        tokio::task::yield_now().await;
+    }
+    let released = tokio::time::Instant::now();
+    writer.release().await.unwrap();
+    let guards = readers.join_all().await;
+    assert!(released.elapsed() < Duration::from_millis(100), "{:?}", released.elapsed());
+    assert!(guards.iter().all(|guard| guard.is_held()));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_dropped_while_postgres_is_slow_leaves_no_lock_behind() {
+    let postgres = Postgres::start();
+    let url = format!("{}?table=t", postgres.url());
+    let (one, other) = (commonhold::open(&url).await.unwrap(), commonhold::open(&url).await.unwrap());
+    one.put("x", "y").await.unwrap();
+    postgres.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF position(' H '::bytea in NEW.value) > 0 THEN PERFORM pg_sleep(1); END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION slow();",
+    );
+    let locks = Locks::new(one).unwrap();
+    let claimed = tokio::time::timeout(Duration::from_millis(300), locks.try_acquire("l", TTL)).await;
+    assert!(claimed.is_err());
+    locks.settled().await;
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() \
+                   AND backend_type = 'client backend'";
+    eventually(PATIENCE, "the claim is over", async || postgres.sql(running) == "0").await;
+    let shown = Locks::new(other).unwrap().show("l").await.unwrap();
+    assert!(shown.holders.is_empty(), "{shown:?}");
+}
+
+#[test]
+fn locks_are_used_in_one_runtime_after_the_other() {
+    let locks = Locks::new(Store::new(MemoryBackend::new())).unwrap();
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let guard = runtime.block_on(async {
+            drop(locks.try_acquire("l", TTL).await.unwrap().unwrap());
+            locks.settled().await;
+            assert!(locks.show("l").await.unwrap().holders.is_empty());
+            locks.acquire("l", TTL, PATIENCE).await.unwrap().unwrap()
+        });
+        // Outside of any.
+        drop(guard);
+        runtime.block_on(locks.settled());
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_closed_with_the_locks_in_it() {
+    let place = Place::disk();
+    {
+        let store = place.open().await;
+        let (one, other) = (Locks::new(store.clone()).unwrap(), Locks::new(store).unwrap());
+        let guard = one.try_acquire("l", TTL).await.unwrap().unwrap();
+        assert!(other.acquire("l", TTL, Duration::from_millis(50)).await.unwrap().is_none());
+        guard.release().await.unwrap();
+        one.settled().await;
+        other.settled().await;
+    }
+    let soon = Duration::from_secs(5);
+    eventually(soon, "the store is closed", async || commonhold::open(&place.url).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn where_processes_tell_the_time_a_lease_outlasts_what_they_may_be_apart() {
+    let locks = Locks::new(Place::memcached().open().await).unwrap();
+    let error = locks.try_acquire("l", Duration::from_secs(20)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("from 24s"), "{error}");
+    let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    assert!(guard.deadline() < std::time::Instant::now() + TTL - Duration::from_secs(6));
 }
 
 #[tokio::test(start_paused = true)]
