@@ -4,17 +4,14 @@ use std::{ffi::OsString, time::Duration};
 
 use commonhold::coordination::Election;
 
-use super::{Context, hold, interrupted, lock, parse_duration};
-use crate::{
-    failure::{Exit, Failure, Result},
-    output::note,
-};
+use super::{Context, hold, lock, parse_duration};
+use crate::{failure::Result, output::note};
 
 /// Run a command while this process is the leader, or show who leads
 ///
 /// It waits until it is chosen. The command sees its fencing token in COMMONHOLD_FENCE. If the lead is lost meanwhile,
-/// the command is ended (SIGTERM, and after 5 seconds SIGKILL) and it campaigns again; when the command ends by itself
-/// it resigns and ends too.
+/// the command is ended (SIGTERM, and after 5 seconds SIGKILL; the next leader may have begun then) and it campaigns
+/// again; when the command ends by itself it resigns and ends too.
 ///
 /// Without a command it shows who leads.
 ///
@@ -51,19 +48,15 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
         return lock::show(context, args.watch, list).await;
     }
     let value = args.value.clone().unwrap_or_else(commonhold::coordination::process_name);
+    let mut signals = hold::Signals::new()?;
     loop {
-        let lead = tokio::select! {
-            lead = election.campaign(&value, args.ttl) => lead?,
-            () = interrupted() => {
-                election.settled().await;
-                return Err(Failure::new(Exit::Interrupted, "stopped before it was chosen"));
-            }
-        };
-        match hold::run(&args.command, &args.name, lead.fence(), lead.lost().cancelled_owned()).await {
+        let campaign = election.campaign(&value, args.ttl);
+        let lead =
+            signals.unless_stopped(campaign, election.settled(), "stopped before it was chosen").await??;
+        let lost = lead.lost().cancelled_owned();
+        match hold::run(&args.command, &args.name, lead.fence(), lost, &mut signals).await {
             Ok(hold::Ended::By(status)) => {
-                if !lead.resign().await? {
-                    note("warning: the lead was lost before the command ended");
-                }
+                hold::warn_unless_released("lead", lead.resign().await);
                 return hold::exit_as(status);
             }
             Ok(hold::Ended::Lost) => note("the lead was lost, and the command ended: campaigning again"),

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::IsTerminal as _,
+    io::{self, IsTerminal as _},
     os::unix::process::ExitStatusExt as _,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -10,11 +10,12 @@ use std::{
 
 use clap::builder::styling::Style;
 use commonhold::coordination::{Fence, Holders};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use futures_util::future::select_all;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind},
 };
 
 use super::Context;
@@ -28,6 +29,9 @@ use crate::{
 /// How long a command that is to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether a group of processes is gone.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// How the command ended.
 pub(crate) enum Ended {
     /// By itself.
@@ -36,44 +40,107 @@ pub(crate) enum Ended {
     Lost,
 }
 
+/// The signals that ask a process to end. From when this is made they no longer end this one.
+pub(crate) struct Signals([(Signal, unix::Signal); 4]);
+
+impl Signals {
+    pub(crate) fn new() -> Result<Self> {
+        let catch = |signal: Signal| unix::signal(SignalKind::from_raw(signal.as_raw()));
+        let [hang_up, interrupt, quit, terminate] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+        Ok(Self([
+            (hang_up, catch(hang_up)?),
+            (interrupt, catch(interrupt)?),
+            (quit, catch(quit)?),
+            (terminate, catch(terminate)?),
+        ]))
+    }
+
+    async fn next(&mut self) -> Signal {
+        let received = self
+            .0
+            .iter_mut()
+            .map(|(signal, caught)| Box::pin(async { caught.recv().await.map(|()| *signal) }));
+        match select_all(received).await.0 {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for something before a command runs. Asked to end it gives up, tidies up and fails; asked again, at once.
+    pub(crate) async fn unless_stopped<T>(
+        &mut self,
+        wait: impl Future<Output = T>,
+        tidy_up: impl Future<Output = ()>,
+        what: &str,
+    ) -> Result<T> {
+        let signal = tokio::select! {
+            done = wait => return Ok(done),
+            signal = self.next() => signal,
+        };
+        tokio::select! {
+            () = tidy_up => {}
+            _ = self.next() => {}
+        }
+        if signal == Signal::INT {
+            return Err(Failure::new(Exit::Interrupted, what));
+        }
+        output::note(what);
+        Err(Failure::of_command(u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)))
+    }
+}
+
 /// Runs a command until it ends or `lost` comes; then it is asked to end (SIGTERM) and after 5 s killed.
 ///
-/// It sees the fencing token in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. SIGTERM and SIGINT are passed on to
-/// it and to what it has started, which is a process group of its own. Where standard input is a terminal it is not,
-/// because it could not read from there: SIGINT reaches it from the terminal then, and SIGTERM only the command itself.
+/// It sees the fencing token in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. Signals that ask to end are passed
+/// on to it and to what it has started, which is a process group of its own. Where standard input is a terminal it is
+/// not, because it could not read from there: SIGINT, SIGQUIT and SIGHUP reach it from the terminal then, and SIGTERM only
+/// the command itself.
 pub(crate) async fn run(
     command: &[OsString],
     name: &str,
     fence: Fence,
     lost: impl Future<Output = ()>,
+    signals: &mut Signals,
 ) -> Result<Ended> {
-    let grouped = !std::io::stdin().is_terminal();
+    let grouped = !io::stdin().is_terminal();
     let mut child = start(command, name, fence, grouped)?;
-    let send = |child: &Child, signal| {
-        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        // One that has just ended needs no signal.
-        let _ =
-            pid.map(|pid| if grouped { kill_process_group(pid, signal) } else { kill_process(pid, signal) });
-    };
-    let mut terminate = signal(SignalKind::terminate())?;
-    // Caught, so that this process is there to give back what it holds when the command has ended.
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     tokio::pin!(lost);
     loop {
         tokio::select! {
             status = child.wait() => return Ok(Ended::By(status?)),
-            () = &mut lost => {
-                send(&child, Signal::TERM);
-                if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-                    send(&child, Signal::KILL);
-                    child.wait().await?;
+            () = &mut lost => break,
+            signal = signals.next() => {
+                if let Some(id) = id.filter(|_| grouped || signal == Signal::TERM) {
+                    send(id, grouped, signal);
                 }
-                return Ok(Ended::Lost);
             }
-            _ = terminate.recv() => send(&child, Signal::TERM),
-            _ = interrupt.recv() => if grouped { send(&child, Signal::INT) },
         }
     }
+    let Some(id) = id else { return Ok(Ended::Lost) };
+    send(id, grouped, Signal::TERM);
+    let all_end = async {
+        child.wait().await?;
+        // Nobody is told when the last of a group has ended.
+        while grouped && test_kill_process_group(id).is_ok() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        io::Result::Ok(())
+    };
+    match tokio::time::timeout(GRACE, all_end).await {
+        Ok(ended) => ended?,
+        Err(_) => {
+            send(id, grouped, Signal::KILL);
+            child.wait().await?;
+        }
+    }
+    Ok(Ended::Lost)
+}
+
+/// Sends a signal to a command and, if it has a group of its own, to what it has started. Those that have just ended need
+/// none.
+fn send(id: Pid, grouped: bool, signal: Signal) {
+    let _ = if grouped { kill_process_group(id, signal) } else { kill_process(id, signal) };
 }
 
 fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Result<Child> {
@@ -91,10 +158,19 @@ fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Resul
         .spawn();
     started.map_err(|error| {
         // As shells and `env` say it.
-        let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+        let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
         output::note(format!("{}: {error}", program.to_string_lossy()));
         Failure::of_command(code)
     })
+}
+
+/// Says what became of what a command ran under that has ended, where somebody should know.
+pub(crate) fn warn_unless_released(what: &str, released: commonhold::Result<bool>) {
+    match released {
+        Ok(true) => {}
+        Ok(false) => output::note(format!("warning: the {what} was lost before the command ended")),
+        Err(error) => output::note(format!("warning: the {what} comes free after its --ttl only: {error}")),
+    }
 }
 
 /// Ends as the command did.

@@ -8,15 +8,15 @@ use commonhold::{
 };
 use futures_util::TryStreamExt as _;
 
-use super::{Context, hold, interrupted, parse_duration, parse_duration_or_none, unless_interrupted};
-use crate::failure::{Exit, Failure, Result};
+use super::{Context, hold, parse_duration, parse_duration_or_none, unless_interrupted};
+use crate::failure::{Failure, Result};
 
 /// Run a command while holding a lock, or show who holds locks
 ///
 /// The command is run once the lock is had, and sees its fencing token in COMMONHOLD_FENCE. The lock is renewed until
 /// the command ends. If the lock is lost meanwhile (the store is away for longer than --ttl) the command is ended:
-/// SIGTERM, and after 5 seconds SIGKILL. If this process itself is killed, the command goes on without a lock: what it
-/// writes must carry the token.
+/// SIGTERM, and after 5 seconds SIGKILL. Until then, or if this process itself is killed, the command goes on without a
+/// lock, and the next holder may have begun: what it writes must carry the token.
 ///
 /// Without a command it shows who holds the lock, or all locks.
 ///
@@ -71,24 +71,17 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
             wait => locks.acquire(name, args.ttl, wait).await,
         }
     };
-    let claimed = tokio::select! {
-        claimed = claim => claimed,
-        () = interrupted() => {
-            locks.settled().await;
-            return Err(Failure::new(Exit::Interrupted, "stopped before the lock was had"));
-        }
-    };
+    let mut signals = hold::Signals::new()?;
+    let claimed = signals.unless_stopped(claim, locks.settled(), "stopped before the lock was had").await?;
     let Some(guard) = claimed? else {
         locks.settled().await;
         let failure = Failure::no(format!("the lock {name:?} is held by somebody else"));
         return Err(failure.help("without a command, `commonhold lock` shows who holds what"));
     };
     let lost = guard.lost();
-    match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned()).await {
+    match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned(), &mut signals).await {
         Ok(hold::Ended::By(status)) => {
-            if !guard.release().await? {
-                crate::output::note("warning: the lock was lost before the command ended");
-            }
+            hold::warn_unless_released("lock", guard.release().await);
             hold::exit_as(status)
         }
         Ok(hold::Ended::Lost) => Err(hold::lost("lock", name)),

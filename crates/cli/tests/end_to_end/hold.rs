@@ -8,9 +8,13 @@ fn store() -> String {
     format!("{}?prefix={}:", redis_url(), unique("cli"))
 }
 
-/// Starts a command under a lock, and waits until it runs.
+/// Starts a command under a lock, and waits until it runs; what it traps is the first thing that it says.
 fn start(sandbox: &Sandbox, store: &str, command: &str, name: &str, script: &str) -> Running {
-    let script = format!("echo running >&2; {script}");
+    let (trap, script) = match script.split_once("; ") {
+        Some((trap, rest)) if trap.starts_with("trap ") => (trap, rest),
+        _ => (":", script),
+    };
+    let script = format!("{trap}; echo running >&2; {script}");
     let mut running =
         sandbox.start(["--store", store, command, name, "--ttl", "2s", "--", "sh", "-c", &script]);
     running.wait_for_note("running");
@@ -72,7 +76,7 @@ fn a_lock_comes_free_when_its_holder_is_killed() {
 #[test]
 fn a_command_is_ended_when_its_lock_is_lost_because_the_holder_was_stopped() {
     let (sandbox, store) = (Sandbox::new(), store());
-    let script = "trap 'echo ended; exit 1' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'echo ended && exit 1' TERM; while :; do sleep 0.05; done";
     let mut holder = start(&sandbox, &store, "lock", "job", script);
     holder.signal("STOP");
     let outcome = sandbox.run(["--store", &store, "lock", "job", "--wait", "100s", "--", "echo", "had"]);
@@ -90,6 +94,54 @@ fn a_command_and_what_it_started_are_ended_when_its_lock_is_lost_because_the_sto
     redis.kill();
     let outcome = holder.end();
     assert_eq!(outcome.code, Some(3), "{outcome:?}");
+}
+
+#[test]
+fn what_a_command_started_is_killed_with_it_though_the_command_itself_ended_in_time() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    // Whoever is left would keep the output open.
+    let script = "(trap '' TERM; exec sleep 1000) & wait";
+    let holder = start(&sandbox, &redis.url(), "lock", "job", script);
+    redis.kill();
+    assert_eq!(holder.end().code, Some(3));
+}
+
+#[test]
+fn signals_that_ask_to_end_reach_the_command_and_the_lock_is_released_then() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    for (signal, code) in [("HUP", 5), ("TERM", 6), ("QUIT", 7)] {
+        let script = format!("trap 'exit {code}' {signal}; while :; do sleep 0.05; done");
+        let mut holder = start(&sandbox, &store, "lock", "job", &script);
+        holder.signal(signal);
+        assert_eq!(holder.end().code, Some(code), "{signal}");
+        assert_eq!(sandbox.ok(&["--store", &store, "lock"]).lines().count(), 1, "{signal}: it is held still");
+    }
+}
+
+#[test]
+fn who_waits_for_a_lead_ends_when_asked_to_also_after_it_had_led() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    let mut leader = start(&sandbox, &redis.url(), "elect", "e", "while :; do sleep 0.05; done");
+    redis.kill();
+    leader.wait_for_note("campaigning again");
+    leader.signal("TERM");
+    assert_eq!(leader.end().code, Some(143));
+}
+
+#[test]
+fn the_exit_code_of_a_command_is_told_also_when_the_store_is_away_at_its_end() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    for code in [0, 7] {
+        let url = format!("{}?retries=0", redis.url());
+        let mut holder = start(&sandbox, &url, "lock", "job", &format!("read line; exit {code}"));
+        redis.kill();
+        drop(holder.child().stdin.take());
+        let outcome = holder.end();
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        assert!(outcome.stderr.contains("comes free after its --ttl"), "{outcome:?}");
+        redis.start_again();
+        redis.cli(&["FLUSHALL"]);
+    }
 }
 
 #[test]
