@@ -40,7 +40,9 @@ end
 local function last_lease()
   local last = 0
   for _, lease in ipairs(leases) do
-    last = math.max(last, lease.expires)
+    if lease.held > 0 then
+      last = math.max(last, lease.expires)
+    end
   end
   return last
 end
@@ -74,6 +76,11 @@ end
 
 local function wait(units)
   return at - math.min(now, at) + math.ceil(math.max(units - level, 0) / flow)
+end
+
+local function retry_after(units)
+  local last = last_lease()
+  return last == 0 and wait(units) or math.min(wait(units), last - at)
 end
 
 local function reset()

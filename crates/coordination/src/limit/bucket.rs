@@ -121,10 +121,10 @@ impl Bucket {
         if allowed {
             self.level -= need;
         } else {
-            retry_micros = self.wait(limit, need, now);
+            retry_micros = self.retry(limit, need, now);
             if permits > self.room(limit) {
-                // At the latest then the leases have ended, unless they are renewed.
-                retry_micros = retry_micros.max(self.last_lease().saturating_sub(now));
+                // Before the leases have ended there is no room for so many, unless some are given back.
+                retry_micros = retry_micros.max(self.last_lease().saturating_sub(self.at));
             }
         }
         Outcome {
@@ -140,14 +140,26 @@ impl Bucket {
         self.at - now.min(self.at) + units.saturating_sub(self.level).div_ceil(limit.flow())
     }
 
+    /// When to ask again for so many units: when they have flowed, or before that when those who hold some on lease
+    /// have given back what they do not need.
+    pub(super) fn retry(&self, limit: TokenBucket, units: u64, now: u64) -> u64 {
+        let wait = self.wait(limit, units, now);
+        match self.last_lease() {
+            0 => wait,
+            last => wait.min(last.saturating_sub(self.at)),
+        }
+    }
+
     /// How long until it is certainly full, if nobody takes any.
     pub(super) fn reset_micros(&self, limit: TokenBucket, now: u64) -> u64 {
         let leased = self.last_lease().saturating_sub(now.max(self.at));
         (leased + self.wait(limit, limit.capacity(), now)).min(MAX)
     }
 
+    /// When the last lease ends under which something is held.
     fn last_lease(&self) -> u64 {
-        self.leases.iter().map(|lease| lease.expires).max().unwrap_or(0)
+        let holding = self.leases.iter().filter(|lease| lease.held > 0);
+        holding.map(|lease| lease.expires).max().unwrap_or(0)
     }
 }
 
@@ -247,6 +259,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn while_others_hold_permits_it_is_said_to_ask_again_when_their_leases_end() {
+        let limit = TokenBucket::new(Rate::per_day(1).unwrap(), 10).unwrap();
+        let lease = |held, expires| Lease { id: expires, seq: 1, held, want: 1, expires };
+        let retry = |leases: &[Lease], permits, now| {
+            let mut bucket = Bucket { level: 0, at: 1_000, leases: leases.to_vec() };
+            bucket.take(limit, permits, now).retry_micros
+        };
+        let day = 86_400_000_000;
+        assert_eq!(retry(&[], 1, 1_000), day);
+        assert_eq!(retry(&[lease(0, 1_700)], 1, 1_000), day, "nothing can come back from there");
+        assert_eq!(retry(&[lease(0, 1_700), lease(4, 1_500), lease(1, 1_400)], 1, 1_000), 500);
+        assert_eq!(retry(&[lease(4, 1_500)], 1, 400), 500, "though the clock has stepped back");
+        // There is no room for so many, however fast they flow.
+        let limit = TokenBucket::new(Rate::per_second(1_000_000).unwrap(), 10).unwrap();
+        let mut bucket = Bucket { level: 0, at: 1_000, leases: vec![lease(4, 1_500)] };
+        assert_eq!(bucket.take(limit, 6, 1_000).retry_micros, 6);
+        assert_eq!(bucket.take(limit, 7, 1_000).retry_micros, 500);
     }
 
     #[test]

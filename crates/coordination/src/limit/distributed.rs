@@ -103,7 +103,7 @@ impl DistributedLimiter {
 
     /// The same, for about this long.
     ///
-    /// Refused as soon as it is certain that the time does not suffice; nothing is taken then.
+    /// Refused as soon as it would have to ask again later than that; nothing is taken then.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).

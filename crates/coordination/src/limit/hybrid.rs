@@ -46,7 +46,7 @@ use super::{
 ///   35 % of it.
 /// - Where there are no more permits than a call needs, the store is not asked again for as long as they need to flow,
 ///   at least for a twentieth of a lease or a quarter of the time in which the bucket fills, whichever is less, and up
-///   to twice that.
+///   to twice that; but after a third of a lease it is, for others may have given some back.
 ///
 /// The state is that of a [`DistributedLimiter`](super::DistributedLimiter) of this name and limit: instances of both
 /// forms share one budget. Up to 1,000 instances can hold leases at a time.
@@ -166,7 +166,7 @@ impl HybridLimiter {
 
     /// The same, for about this long.
     ///
-    /// Refused as soon as it is certain that the time does not suffice; nothing is taken then.
+    /// Refused as soon as it would have to ask again later than that; nothing is taken then.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).

@@ -6,7 +6,7 @@ local need, want, length = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[1
 local function answer(held, expires)
   local retry = 0
   if held < need then
-    retry = math.max(wait(need * unit), 1)
+    retry = math.max(retry_after(need * unit), 1)
   end
   return text(held) .. ' ' .. text(math.max(expires - at, 0)) .. ' ' .. text(retry)
 end

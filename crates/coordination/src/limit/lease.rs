@@ -39,7 +39,7 @@ pub(super) struct Portioned {
     pub(super) held: u64,
     /// For how long, in microseconds from the reply.
     pub(super) left: u64,
-    /// When there can be as many as it must have; 0 if it has them.
+    /// When to ask again for as many as it must have; 0 if it has them.
     pub(super) retry_micros: u64,
 }
 
@@ -57,7 +57,7 @@ impl Renew {
         // As if the last lease to be renewed were this one: its own time is what counts.
         let left = expires.saturating_sub(bucket.at);
         let retry = if held < self.need {
-            bucket.wait(self.limit, self.need * self.limit.unit(), now).max(1)
+            bucket.retry(self.limit, self.need * self.limit.unit(), now).max(1)
         } else {
             0
         };

@@ -63,7 +63,8 @@ pub struct Decision {
     pub allowed: bool,
     /// Permits that can be taken now, after this call. A [`HybridLimiter`] says how many its instance has.
     pub remaining: u64,
-    /// When to ask again: after this time there are enough, if nobody else takes them. Zero if allowed.
+    /// When to ask again: after this time there are enough, if nobody else takes them. While instances hold some on
+    /// lease it is no later than those leases end, for what they do not need comes back. Zero if allowed.
     pub retry_after: Duration,
     /// After this time everything can be taken again, if nobody takes any.
     pub reset_after: Duration,

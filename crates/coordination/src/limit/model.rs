@@ -203,6 +203,41 @@ proptest! {
     }
 }
 
+#[test]
+fn whoever_was_refused_has_what_others_give_back_though_it_would_flow_much_later() {
+    let limit = TokenBucket::new(Rate::per_day(1).unwrap(), 10).unwrap();
+    let mut world = World { limit, now: START, state: None, grants: Vec::new() };
+    let [mut idle, mut refused] = [0, 1].map(|id| Instance::new(limit, id, 1_000, id * 77));
+    world.call(&mut idle, 1, true, true, 10);
+    let left = Bucket::read(limit, world.state.as_deref(), world.now).unwrap().level / limit.unit();
+    assert!(left < 9, "one holds more than it took");
+    assert!(world.apply(&Take { limit: limit.into(), permits: vec![left] }).starts_with(b"1 "));
+    world.call(&mut refused, 1, true, true, 10);
+    assert_eq!(world.grants.len(), 1);
+    let clock = refused.clock(world.now);
+    assert!(matches!(refused.portion.take(1, clock), Local::Refused(micros) if micros < 2 * LEASE));
+    for _ in 0..3 {
+        world.now += LEASE / 3;
+        world.exchange(&mut idle, 0, true, true, 10);
+    }
+    world.call(&mut refused, 1, true, true, 10);
+    assert_eq!(world.grants.len(), 2);
+}
+
+#[test]
+fn who_is_refused_for_a_day_says_so_and_asks_again_after_a_third_of_a_lease() {
+    let limit = TokenBucket::new(Rate::per_day(1).unwrap(), 10).unwrap();
+    let mut world = World { limit, now: START, state: None, grants: Vec::new() };
+    let mut instance = Instance::new(limit, 0, 1_000, 0);
+    assert!(world.apply(&Take { limit: limit.into(), permits: vec![10] }).starts_with(b"1 "));
+    world.call(&mut instance, 1, true, true, 0);
+    let clock = instance.clock(world.now);
+    assert!(
+        matches!(instance.portion.take(1, clock + LEASE / 3 - 1), Local::Refused(micros) if micros > 86_000_000_000)
+    );
+    assert_eq!(instance.portion.take(1, clock + LEASE / 3), Local::Ask, "the limiter may have been reset");
+}
+
 /// Four instances with this demand each (permits in a call, calls a second), for ten leases: what each got.
 fn shares(limit: TokenBucket, demands: [(u64, u64); 4]) -> [u64; 4] {
     let mut world = World { limit, now: START, state: None, grants: Vec::new() };

@@ -20,11 +20,20 @@ pub(super) struct Portion {
     /// Permits that were asked for since the last request, and since when.
     demand: u64,
     since: u64,
-    /// So many permits cannot be had before this time.
-    refused: Option<(u64, u64)>,
+    refused: Option<Refusal>,
     /// A request that has no reply yet. It is repeated until it has.
     pending: Option<Renew>,
     seq: u64,
+}
+
+/// What the store has said no to.
+#[derive(Debug)]
+struct Refusal {
+    permits: u64,
+    /// When there can be so many.
+    until: u64,
+    /// When to ask again nevertheless, for others may give some back before.
+    again: u64,
 }
 
 /// What an instance decides for itself.
@@ -67,8 +76,10 @@ impl Portion {
             self.spent += permits;
             return Local::Allowed;
         }
-        match self.refused {
-            Some((refused, until)) if permits >= refused && now < until => Local::Refused(until - now),
+        match &self.refused {
+            Some(refused) if permits >= refused.permits && now < refused.again => {
+                Local::Refused(refused.until - now)
+            }
             _ => Local::Ask,
         }
     }
@@ -131,10 +142,11 @@ impl Portion {
         // portion, and whoever asks fastest would get them all.
         let filling = self.limit.capacity() / self.limit.flow();
         let pause = (self.length / 20).min(filling / 4);
-        let soon = now.saturating_add(reply.retry_micros.max(pause)).saturating_add(self.spread(pause));
+        let until = now.saturating_add(reply.retry_micros.max(pause)).saturating_add(self.spread(pause));
         let scarce = request.need > 0 && reply.held <= request.need && request.want > request.need;
-        self.refused =
-            if reply.retry_micros > 0 { Some((request.need, soon)) } else { scarce.then_some((1, soon)) };
+        let permits = if reply.retry_micros > 0 { Some(request.need) } else { scarce.then_some(1) };
+        let again = until.min(now.saturating_add(self.length / 3));
+        self.refused = permits.map(|permits| Refusal { permits, until, again });
     }
 
     /// Something up to that, each time another, so that nobody always comes second.

@@ -9,9 +9,9 @@ for caller = 1, tonumber(ARGV[4]) do
     level = level - need
     written = true
   else
-    retry = wait(need)
+    retry = retry_after(need)
     if permits > room() then
-      retry = math.max(retry, last_lease() - now)
+      retry = math.max(retry, last_lease() - at)
     end
   end
   for _, value in ipairs({allowed and 1 or 0, math.floor(level / unit), retry, reset()}) do

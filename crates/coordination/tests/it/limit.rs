@@ -133,6 +133,19 @@ async fn waiting_gets_what_flows_in() {
 }
 
 #[tokio::test]
+async fn what_instances_give_back_is_had_by_those_who_wait_though_it_would_flow_in_a_day() {
+    let store = Place::redis().open().await;
+    let hybrid = || HybridLimiter::new(store.clone(), "a", fixed(10), LEASE, OnUnavailable::Refuse).unwrap();
+    let (idle, waiting) = (hybrid(), hybrid());
+    let direct = DistributedLimiter::new(store.clone(), "a", fixed(10), OnUnavailable::Refuse).unwrap();
+    assert!(idle.try_acquire(1).await.unwrap().allowed);
+    let rest = direct.peek().await.unwrap().remaining;
+    assert!(direct.try_acquire(rest).await.unwrap().allowed);
+    assert!(waiting.acquire_timeout(1, PATIENCE).await.unwrap().allowed);
+    assert!(direct.acquire_timeout(1, PATIENCE).await.unwrap().allowed);
+}
+
+#[tokio::test]
 async fn what_lies_under_the_key_and_is_no_limiter_is_an_error_and_not_an_outage() {
     let store = Place::redis().open().await;
     store.put("limit:a", "bucket of apples").await.unwrap();
