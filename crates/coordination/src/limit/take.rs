@@ -51,6 +51,10 @@ impl Held {
         }
     }
 
+    fn moved(&self) -> bool {
+        matches!(self, Self::Window(_, window) if window.moved())
+    }
+
     fn write(&self) -> String {
         match self {
             Self::Bucket(limit, bucket) => bucket.write(*limit),
@@ -100,7 +104,7 @@ impl Transition for Take {
         let outcomes: Vec<_> = self.permits.iter().map(|permits| held.take(*permits, now)).collect();
         let reply = encode(&outcomes);
         // What only time has changed need not be written down.
-        if !outcomes.iter().any(|outcome| outcome.allowed) {
+        if !outcomes.iter().any(|outcome| outcome.allowed) && !held.moved() {
             return Ok(Step::nothing(reply));
         }
         Ok(put(held.write(), held.reset_micros(now), reply))

@@ -6,7 +6,7 @@ local TOUCHED = 17
 local time = redis.call('TIME')
 local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
 
-local newest, counts = math.floor(now / slice), {}
+local newest, counts, moved = math.floor(now / slice), {}, false
 for index = 1, TOUCHED do
   counts[index] = 0
 end
@@ -29,9 +29,14 @@ local function parse(state)
     return false
   end
   if of ~= slice then
-    newest = math.floor(math.max(of * last, now) / slice)
-    counts[1] = math.min(all, limit)
-    return true
+    local begun = of * last
+    local ended = begun + of - 1
+    moved = of > slice and now < ended
+    last = math.floor((moved and math.max(now, begun) or ended) / slice)
+    for index = 2, TOUCHED do
+      read[index] = 0
+    end
+    read[1] = math.min(all, limit)
   end
   local passed = math.min(math.max(newest - last, 0), TOUCHED)
   for index = passed + 1, TOUCHED do
@@ -65,7 +70,7 @@ for index = 1, TOUCHED do
   taken = taken + counts[index]
 end
 
-local reply, written = {}, false
+local reply, written = {}, moved
 for caller = 1, tonumber(ARGV[3]) do
   local permits = tonumber(ARGV[3 + caller])
   local excess, retry = taken + permits - limit, 0

@@ -23,6 +23,9 @@ const TOUCHED: usize = SLICES + 1;
 pub(super) struct Window {
     newest: u64,
     counts: [u64; TOUCHED],
+    /// What was read had longer slices, of which the newest has not ended, and counts as taken when it was read. Unless
+    /// that is written, whoever reads it next counts it as taken later still, and waits in vain.
+    moved: bool,
 }
 
 const NAME: &str = "a sliding window";
@@ -30,7 +33,7 @@ const NAME: &str = "a sliding window";
 impl Window {
     /// Nothing was taken yet.
     pub(super) fn empty(limit: SlidingWindow, now: u64) -> Self {
-        Self { newest: now / limit.slice_micros(), counts: [0; TOUCHED] }
+        Self { newest: now / limit.slice_micros(), counts: [0; TOUCHED], moved: false }
     }
 
     /// What a state is at this time.
@@ -54,17 +57,25 @@ impl Window {
             Number(*count) = fields.next()?;
         }
         fields.end()?;
-        let mut window = Self { newest, counts };
+        let mut window = Self { newest, counts, moved: false };
         let all = window.taken();
         if all >= MAX {
             return Err(corrupt(NAME));
         }
         if slice != limit.slice_micros() {
-            // Slices of another length cannot be told apart: all of it counts as taken now.
-            window = Self::empty(limit, begun.max(now));
+            // Slices of another length cannot be told apart: all of it counts as taken as late as it can have been.
+            let last = begun + slice - 1;
+            let moved = slice > limit.slice_micros() && now < last;
+            window = Self::empty(limit, if moved { now.max(begun) } else { last });
             window.add(all.min(limit.permits()));
+            window.moved = moved;
         }
         Ok(window)
+    }
+
+    /// Whether it must be written though nothing is taken.
+    pub(super) fn moved(&self) -> bool {
+        self.moved
     }
 
     pub(super) fn write(&self, limit: SlidingWindow) -> String {
@@ -147,9 +158,13 @@ impl Window {
 mod tests {
     use std::time::Duration;
 
+    use commonhold_core::{Action, Timestamp, Transition as _};
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::take::{Take, decode},
+        *,
+    };
 
     proptest! {
         #[test]
@@ -199,8 +214,54 @@ mod tests {
         assert_eq!(taken, 1_700 * 100 / 17);
     }
 
+    proptest! {
+        #[test]
+        fn a_window_that_is_made_shorter_holds_at_once_and_opens_when_it_says(
+            permits in 1_u64..40,
+            micros in 1_u64..5_000,
+            longer in 2_u64..2_000,
+            before in prop::collection::vec((0_u64..5_000, 1_u64..40), 1..20),
+            pause in 0_u64..20_000,
+            after in prop::collection::vec((0_u64..1_500, 1_u64..40), 1..100),
+        ) {
+            let long = SlidingWindow::new(40, Duration::from_micros(micros * longer)).unwrap();
+            let short = SlidingWindow::new(permits, Duration::from_micros(micros)).unwrap();
+            let mut world = (None, 1_700_000_000_000_000_u64, Vec::<(u64, u64)>::new());
+            let mut call = |limit: SlidingWindow, step: u64, asked: u64| {
+                let (state, now, grants) = &mut world;
+                *now += step;
+                let apply = Take { limit: limit.into(), permits: vec![asked] };
+                let step = apply.apply(state.as_deref(), Timestamp::from_nanos(*now as i64 * 1_000)).unwrap();
+                if let Action::Put { value, .. } = step.action {
+                    *state = Some(value);
+                }
+                let outcome = decode(&step.reply, 1).unwrap()[0];
+                if outcome.allowed {
+                    grants.push((*now, asked));
+                }
+                let within = grants.iter().filter(|(at, _)| at + micros > *now);
+                (outcome, within.map(|(_, asked)| asked).sum::<u64>())
+            };
+            for (step, asked) in before {
+                call(long, step, asked);
+            }
+            call(short, pause, 1);
+            for (step, asked) in after {
+                let asked = asked.min(permits);
+                let (mut outcome, mut seen) = call(short, step, asked);
+                if !outcome.allowed {
+                    let retry = outcome.retry_micros;
+                    (outcome, seen) = call(short, retry, asked);
+                    prop_assert!(outcome.allowed, "not after {} us", retry);
+                    prop_assert!(retry <= TOUCHED as u64 * short.slice_micros(), "shut for {} us", retry);
+                }
+                prop_assert!(seen <= permits, "{} in a window", seen);
+            }
+        }
+    }
+
     #[test]
-    fn what_was_taken_under_another_length_counts_as_taken_now() {
+    fn what_was_taken_under_a_shorter_length_counts_under_a_longer_one() {
         let short = SlidingWindow::new(10, Duration::from_secs(1)).unwrap();
         let long = SlidingWindow::new(10, Duration::from_secs(60)).unwrap();
         let mut window = Window::empty(short, 5_000_000);
