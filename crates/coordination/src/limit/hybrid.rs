@@ -182,7 +182,7 @@ impl HybridLimiter {
         peek(&self.shared.store, &self.shared.key, self.shared.limit.into()).await
     }
 
-    /// Gives the portion back now. The limiter can go on to be used.
+    /// Gives the portion back now, and says what was spent. The limiter can go on to be used.
     ///
     /// # Errors
     /// Whatever keeps the store from answering; the lease then ends by itself.
@@ -310,7 +310,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let now = self.now();
         let mut portion = self.portion();
-        if portion.tokens(now) > 0
+        if portion.is_leased(now)
             && let Ok(runtime) = Handle::try_current()
         {
             let (store, key) = (self.store.clone(), self.key.clone());

@@ -100,6 +100,13 @@ impl World {
         }
     }
 
+    /// What the task that renews does.
+    fn renew(&mut self, instance: &mut Instance) {
+        if !instance.portion.idle(instance.clock(self.now)) {
+            self.exchange(instance, 0, true, true, 10);
+        }
+    }
+
     fn assert_within_the_limit(&self) {
         for (index, (begun, _)) in self.grants.iter().enumerate() {
             let mut seen = 0;
@@ -194,9 +201,10 @@ proptest! {
         for _ in 0..4 {
             world.now += LEASE / 3;
             for instance in &mut instances {
-                world.exchange(instance, 0, true, true, 10);
+                world.renew(instance);
             }
         }
+        prop_assert!(instances.iter().all(|instance| instance.portion.idle(instance.clock(world.now))));
         world.now += limit.capacity().div_ceil(limit.flow());
         let reply = world.apply(&Take { limit: limit.into(), permits: vec![burst] });
         prop_assert!(reply.starts_with(b"1 "), "{:?}", world.state.map(String::from_utf8));
@@ -216,12 +224,24 @@ fn whoever_was_refused_has_what_others_give_back_though_it_would_flow_much_later
     assert_eq!(world.grants.len(), 1);
     let clock = refused.clock(world.now);
     assert!(matches!(refused.portion.take(1, clock), Local::Refused(micros) if micros < 2 * LEASE));
-    for _ in 0..3 {
-        world.now += LEASE / 3;
-        world.exchange(&mut idle, 0, true, true, 10);
-    }
+    world.now += LEASE / 3;
+    world.renew(&mut idle);
     world.call(&mut refused, 1, true, true, 10);
     assert_eq!(world.grants.len(), 2);
+}
+
+#[test]
+fn what_an_instance_has_spent_refills_after_a_third_of_a_lease_though_it_asks_no_more() {
+    let limit = TokenBucket::new(Rate::per_second(100).unwrap(), 10).unwrap();
+    let mut world = World { limit, now: START, state: None, grants: Vec::new() };
+    let mut instance = Instance::new(limit, 0, 1_000, 0);
+    world.call(&mut instance, 10, true, true, 0);
+    assert_eq!(world.grants.len(), 1);
+    world.now += LEASE / 3;
+    world.renew(&mut instance);
+    assert!(instance.portion.idle(instance.clock(world.now)));
+    world.now += 10_000;
+    assert!(world.apply(&Take { limit: limit.into(), permits: vec![1] }).starts_with(b"1 "));
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub(super) struct Portion {
     /// How long a lease lasts.
     length: u64,
     tokens: u64,
+    /// Permits that the store counts as held: these, and what was spent since it was told.
+    held: u64,
     /// Until when they may be spent.
     until: u64,
     /// Permits that were spent since the request that is in flight, or the last one.
@@ -54,6 +56,7 @@ impl Portion {
             id,
             length,
             tokens: 0,
+            held: 0,
             until: now,
             spent: 0,
             demand: 0,
@@ -118,9 +121,14 @@ impl Portion {
         self.make(0, 0, 0, now)
     }
 
-    /// Whether nothing is held, and no request is under way that may bring something.
+    /// Whether the store counts nothing as held, and no request is under way that may bring something.
     pub(super) fn is_given_back(&self) -> bool {
-        self.tokens == 0 && self.pending.is_none()
+        self.held == 0 && self.pending.is_none()
+    }
+
+    /// Whether the store may count something as held, which does not refill until it is told that it does not.
+    pub(super) fn is_leased(&self, now: u64) -> bool {
+        !self.is_given_back() && now < self.until.max(self.since.saturating_add(self.length))
     }
 
     fn make(&mut self, keep: u64, need: u64, want: u64, now: u64) -> Renew {
@@ -135,6 +143,7 @@ impl Portion {
     /// Takes in the reply to the request that was sent at this time.
     pub(super) fn answered(&mut self, reply: Portioned, sent: u64, now: u64) {
         let Some(request) = self.pending.take() else { return };
+        self.held = reply.held;
         self.tokens = reply.held.saturating_sub(self.spent);
         // A clock that is a tenth too slow still ends before the store does.
         self.until = sent.saturating_add(reply.left - reply.left / 10);
@@ -157,6 +166,6 @@ impl Portion {
 
     /// Whether there is nothing to renew or to give back.
     pub(super) fn idle(&self, now: u64) -> bool {
-        self.demand == 0 && self.tokens(now) == 0
+        self.demand == 0 && !self.is_leased(now)
     }
 }

@@ -146,6 +146,24 @@ async fn what_instances_give_back_is_had_by_those_who_wait_though_it_would_flow_
 }
 
 #[tokio::test]
+async fn what_an_instance_has_spent_refills_once_it_is_released_or_dropped() {
+    let store = Place::memory().open().await;
+    let (limit, lease) =
+        (TokenBucket::new(Rate::per_second(100).unwrap(), 10).unwrap(), Duration::from_secs(600));
+    for (name, dropped) in [("released", false), ("dropped", true)] {
+        let hybrid = HybridLimiter::new(store.clone(), name, limit, lease, OnUnavailable::Refuse).unwrap();
+        let direct = DistributedLimiter::new(store.clone(), name, limit, OnUnavailable::Refuse).unwrap();
+        assert!(hybrid.try_acquire(10).await.unwrap().allowed);
+        if dropped {
+            drop(hybrid);
+        } else {
+            hybrid.release().await.unwrap();
+        }
+        eventually(PATIENCE, name, async || direct.try_acquire(1).await.unwrap().allowed).await;
+    }
+}
+
+#[tokio::test]
 async fn what_lies_under_the_key_and_is_no_limiter_is_an_error_and_not_an_outage() {
     let store = Place::redis().open().await;
     store.put("limit:a", "bucket of apples").await.unwrap();
