@@ -199,7 +199,14 @@ impl HybridLimiter {
             return Ok((decision, None));
         }
         let shared = &self.shared;
-        let _turn = shared.turn.lock().await;
+        let _turn = match shared.fallback.away_with() {
+            None => shared.turn.lock().await,
+            // Whoever has the turn finds out whether the store is back, which can take long.
+            Some(error) => match shared.turn.try_lock() {
+                Ok(turn) => turn,
+                Err(_) => return shared.fallback.decide(permits, error, &shared.meter),
+            },
+        };
         for _ in 0..ATTEMPTS {
             // Whoever had the turn before may have brought enough, or learned that there is none.
             if let Some(decision) = shared.decide(permits, false)? {

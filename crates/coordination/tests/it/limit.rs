@@ -2,7 +2,10 @@
 
 use std::{future::Future, time::Duration};
 
-use commonhold::{ErrorKind, Retry, Store};
+use commonhold::{
+    ErrorKind, Retry, Store,
+    layers::{Fault, FaultPlan, Operation, Timeout},
+};
 use commonhold_coordination::limit::{
     Decision, DistributedLimiter, HybridLimiter, Limit, OnUnavailable, Rate, SlidingWindow, TokenBucket,
 };
@@ -11,7 +14,7 @@ use commonhold_testkit::{
     proxy::{Mode, Proxy},
     servers::Redis,
 };
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all, poll};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 use crate::common::{PATIENCE, Place};
@@ -244,6 +247,28 @@ async fn a_store_that_is_killed_fails_open_closed_or_to_a_local_share_as_the_cal
         })
         .await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_hangs_all_calls_but_one_are_decided_at_once() {
+    let plan = FaultPlan::new();
+    for _ in 0..100 {
+        plan.hang(Operation::Transact);
+    }
+    let store = Place::memory().open().await;
+    let store = store.layer(Fault::new(&plan)).layer(Timeout::new(Duration::from_secs(1)));
+    let distributed = DistributedLimiter::new(store.clone(), "a", fixed(10), OnUnavailable::Allow).unwrap();
+    let hybrid = HybridLimiter::new(store, "b", fixed(10), LEASE, OnUnavailable::Allow).unwrap();
+    assert!(distributed.try_acquire(1).await.unwrap().degraded);
+    assert!(hybrid.try_acquire(1).await.unwrap().degraded);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let mut asking = (Box::pin(distributed.try_acquire(1)), Box::pin(hybrid.try_acquire(1)));
+    assert!(poll!(&mut asking.0).is_pending() && poll!(&mut asking.1).is_pending());
+    for _ in 0..10 {
+        assert!(distributed.try_acquire(1).now_or_never().unwrap().unwrap().degraded);
+        assert!(hybrid.try_acquire(1).now_or_never().unwrap().unwrap().degraded);
+    }
+    assert!(asking.0.await.unwrap().degraded && asking.1.await.unwrap().degraded);
 }
 
 #[tokio::test]
