@@ -74,6 +74,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct HybridLimiter {
     shared: Arc<Shared>,
+    meter: Meter,
 }
 
 struct Shared {
@@ -89,7 +90,6 @@ struct Shared {
     /// There is a task that renews.
     renewing: AtomicBool,
     fallback: Fallback,
-    meter: Meter,
 }
 
 /// How often the store is asked for one call: for the reply to an earlier request, for this one, and again if its lease
@@ -97,7 +97,8 @@ struct Shared {
 const ATTEMPTS: usize = 3;
 
 impl HybridLimiter {
-    /// The limiter of this name, with leases of this length: a second is a good one. Metrics name it so.
+    /// The limiter of this name, with leases of this length: a second is a good one. The metrics name it so,
+    /// too; see [`metered_as`](Self::metered_as).
     ///
     /// # Errors
     /// `InvalidInput` for a name that is no key, a lease shorter than 10 ms or longer than an hour, or a local share of
@@ -130,9 +131,16 @@ impl HybridLimiter {
             turn: tokio::sync::Mutex::default(),
             renewing: AtomicBool::new(false),
             fallback,
-            meter: Meter::new(name, "hybrid"),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), meter: Meter::new(name, "hybrid") })
+    }
+
+    /// Counts its decisions in the metrics under another name: one for all limiters of a kind, where there is one
+    /// for each user.
+    #[must_use]
+    pub fn metered_as(mut self, name: &str) -> Self {
+        self.meter = Meter::new(name, "hybrid");
+        self
     }
 
     /// What it holds to.
@@ -195,7 +203,7 @@ impl HybridLimiter {
     }
 
     async fn decide(&self, permits: u64) -> Result<(Decision, Option<Error>)> {
-        if let Some(decision) = self.shared.decide(permits, true)? {
+        if let Some(decision) = self.shared.decide(permits, true, &self.meter)? {
             return Ok((decision, None));
         }
         let shared = &self.shared;
@@ -204,34 +212,34 @@ impl HybridLimiter {
             // Whoever has the turn finds out whether the store is back, which can take long.
             Some(error) => match shared.turn.try_lock() {
                 Ok(turn) => turn,
-                Err(_) => return shared.fallback.decide(permits, error, &shared.meter),
+                Err(_) => return shared.fallback.decide(permits, error, &self.meter),
             },
         };
         for _ in 0..ATTEMPTS {
             // Whoever had the turn before may have brought enough, or learned that there is none.
-            if let Some(decision) = shared.decide(permits, false)? {
+            if let Some(decision) = shared.decide(permits, false, &self.meter)? {
                 return Ok((decision, None));
             }
             let request = shared.exchange(|portion, now| portion.request(permits, now));
             if let Err(error) = shared.fallback.ask(&shared.name, request).await? {
                 // Its requests can be repeated, so none of them is charged twice.
                 let error = error.with_retry(Retry::Safe);
-                return shared.fallback.decide(permits, error, &shared.meter);
+                return shared.fallback.decide(permits, error, &self.meter);
             }
             Shared::keep_renewing(shared);
         }
-        if let Some(decision) = shared.decide(permits, false)? {
+        if let Some(decision) = shared.decide(permits, false, &self.meter)? {
             return Ok((decision, None));
         }
         let message = "the store answers more slowly than the lease lasts: take a longer lease";
         let error = Error::new(ErrorKind::Timeout, message).with_retry(Retry::Safe);
-        shared.fallback.decide(permits, error, &shared.meter)
+        shared.fallback.decide(permits, error, &self.meter)
     }
 }
 
 impl Shared {
     /// What can be decided here. A call is noted as demand once.
-    fn decide(&self, permits: u64, first: bool) -> Result<Option<Decision>> {
+    fn decide(&self, permits: u64, first: bool, meter: &Meter) -> Result<Option<Decision>> {
         let now = self.now();
         let (local, tokens) = {
             let mut portion = self.portion();
@@ -246,7 +254,7 @@ impl Shared {
             Local::Refused(micros) => (false, micros),
             Local::Ask => return Ok(None),
         };
-        self.meter.count(Verdict::of(allowed), Some(tokens));
+        meter.count(Verdict::of(allowed), Some(tokens));
         Ok(Some(Decision {
             allowed,
             remaining: tokens,

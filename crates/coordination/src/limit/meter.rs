@@ -1,5 +1,7 @@
 //! What limiters tell the metrics.
 
+use std::sync::{Arc, OnceLock};
+
 use metrics::{Counter, Gauge, counter, gauge};
 
 /// How a call ended.
@@ -24,9 +26,16 @@ impl Verdict {
 }
 
 /// `commonhold_limit_decisions_total` by `outcome` and `commonhold_limit_remaining`, both by `name` and `form`, in
-/// the recorder that is installed when it is made.
+/// the recorder that is installed at the first decision. Before that there are none: it may be replaced by a meter of
+/// another name.
 #[derive(Clone)]
 pub(super) struct Meter {
+    name: Arc<str>,
+    form: &'static str,
+    series: Arc<OnceLock<Series>>,
+}
+
+struct Series {
     allowed: Counter,
     refused: Counter,
     failed_open: Counter,
@@ -38,6 +47,30 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn new(name: &str, form: &'static str) -> Self {
+        Self { name: name.into(), form, series: Arc::default() }
+    }
+
+    /// Counts a decision, and what it says remains of the limit.
+    #[inline]
+    pub(super) fn count(&self, verdict: Verdict, remaining: Option<u64>) {
+        let series = self.series.get_or_init(|| Series::new(&self.name, self.form));
+        let counter = match verdict {
+            Verdict::Allowed => &series.allowed,
+            Verdict::Refused => &series.refused,
+            Verdict::FailedOpen => &series.failed_open,
+            Verdict::FailedClosed => &series.failed_closed,
+            Verdict::ShareAllowed => &series.share_allowed,
+            Verdict::ShareRefused => &series.share_refused,
+        };
+        counter.increment(1);
+        if let Some(remaining) = remaining {
+            series.remaining.set(remaining as f64);
+        }
+    }
+}
+
+impl Series {
+    fn new(name: &str, form: &'static str) -> Self {
         let decisions = |outcome: &'static str| {
             let name = name.to_owned();
             counter!("commonhold_limit_decisions_total", "name" => name, "form" => form, "outcome" => outcome)
@@ -50,23 +83,6 @@ impl Meter {
             share_allowed: decisions("share_allowed"),
             share_refused: decisions("share_refused"),
             remaining: gauge!("commonhold_limit_remaining", "name" => name.to_owned(), "form" => form),
-        }
-    }
-
-    /// Counts a decision, and what it says remains of the limit.
-    #[inline]
-    pub(super) fn count(&self, verdict: Verdict, remaining: Option<u64>) {
-        let counter = match verdict {
-            Verdict::Allowed => &self.allowed,
-            Verdict::Refused => &self.refused,
-            Verdict::FailedOpen => &self.failed_open,
-            Verdict::FailedClosed => &self.failed_closed,
-            Verdict::ShareAllowed => &self.share_allowed,
-            Verdict::ShareRefused => &self.share_refused,
-        };
-        counter.increment(1);
-        if let Some(remaining) = remaining {
-            self.remaining.set(remaining as f64);
         }
     }
 }

@@ -193,6 +193,25 @@ fn counted(snapshotter: &Snapshotter) -> Vec<(String, String)> {
     counted.map(|(key, ..)| (label(key.key(), "form"), label(key.key(), "outcome"))).collect()
 }
 
+#[tokio::test]
+async fn limiters_that_are_metered_as_one_have_no_series_of_their_own() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let store = Place::memory().open().await;
+    for user in 0..3 {
+        let (store, name) = (store.clone(), format!("user {user}"));
+        let distributed =
+            DistributedLimiter::new(store.clone(), &name, fixed(1), OnUnavailable::Refuse).unwrap();
+        assert!(distributed.metered_as("users").try_acquire(1).await.unwrap().allowed);
+        let hybrid = HybridLimiter::new(store, &name, fixed(1), LEASE, OnUnavailable::Refuse).unwrap();
+        assert!(!hybrid.metered_as("users").try_acquire(1).await.unwrap().allowed);
+    }
+    let series = seen.snapshot().into_vec();
+    let names = series.iter().flat_map(|(key, ..)| key.key().labels()).filter(|label| label.key() == "name");
+    assert!(names.clone().count() > 0 && names.clone().all(|label| label.value() == "users"), "{series:?}");
+}
+
 async fn quick(url: &str) -> Store {
     commonhold::open(&format!("{url}?call_timeout=300ms")).await.unwrap()
 }
@@ -210,12 +229,9 @@ async fn a_store_that_is_killed_fails_open_closed_or_to_a_local_share_as_the_cal
         let store = quick(&redis.url()).await;
         let recorder = DebuggingRecorder::new();
         let seen = recorder.snapshotter();
-        let (distributed, hybrid) = metrics::with_local_recorder(&recorder, || {
-            (
-                DistributedLimiter::new(store.clone(), "a", limit, rule).unwrap(),
-                HybridLimiter::new(store.clone(), "b", limit, LEASE, rule).unwrap(),
-            )
-        });
+        let _recording = metrics::set_default_local_recorder(&recorder);
+        let distributed = DistributedLimiter::new(store.clone(), "a", limit, rule).unwrap();
+        let hybrid = HybridLimiter::new(store.clone(), "b", limit, LEASE, rule).unwrap();
         assert!(!distributed.try_acquire(1).await.unwrap().degraded);
         assert!(!hybrid.try_acquire(1).await.unwrap().degraded);
         hybrid.release().await.unwrap();
