@@ -36,7 +36,7 @@ local function parse(state)
     for index = 2, TOUCHED do
       read[index] = 0
     end
-    read[1] = math.min(all, limit)
+    read[1] = all
   end
   local passed = math.min(math.max(newest - last, 0), TOUCHED)
   for index = passed + 1, TOUCHED do

@@ -67,7 +67,7 @@ impl Window {
             let last = begun + slice - 1;
             let moved = slice > limit.slice_micros() && now < last;
             window = Self::empty(limit, if moved { now.max(begun) } else { last });
-            window.add(all.min(limit.permits()));
+            window.add(all);
             window.moved = moved;
         }
         Ok(window)
@@ -158,6 +158,7 @@ impl Window {
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
     use commonhold_core::{Action, Timestamp, Transition as _};
     use proptest::prelude::*;
 
@@ -165,6 +166,34 @@ mod tests {
         super::take::{Take, decode},
         *,
     };
+
+    /// An entry, and what was let through: when, and how much.
+    struct World {
+        state: Option<Bytes>,
+        now: u64,
+        grants: Vec<(u64, u64)>,
+    }
+
+    impl World {
+        fn take(&mut self, limit: SlidingWindow, permits: u64) -> Outcome {
+            let now = Timestamp::from_nanos(i64::try_from(self.now * 1_000).unwrap());
+            let take = Take { limit: limit.into(), permits: vec![permits] };
+            let step = take.apply(self.state.as_deref(), now).unwrap();
+            if let Action::Put { value, .. } = step.action {
+                self.state = Some(value);
+            }
+            let outcome = decode(&step.reply, 1).unwrap()[0];
+            if outcome.allowed {
+                self.grants.push((self.now, permits));
+            }
+            outcome
+        }
+
+        fn seen_within(&self, micros: u64) -> u64 {
+            let within = self.grants.iter().filter(|(at, _)| at + micros > self.now);
+            within.map(|(_, permits)| permits).sum()
+        }
+    }
 
     proptest! {
         #[test]
@@ -226,36 +255,43 @@ mod tests {
         ) {
             let long = SlidingWindow::new(40, Duration::from_micros(micros * longer)).unwrap();
             let short = SlidingWindow::new(permits, Duration::from_micros(micros)).unwrap();
-            let mut world = (None, 1_700_000_000_000_000_u64, Vec::<(u64, u64)>::new());
-            let mut call = |limit: SlidingWindow, step: u64, asked: u64| {
-                let (state, now, grants) = &mut world;
-                *now += step;
-                let apply = Take { limit: limit.into(), permits: vec![asked] };
-                let step = apply.apply(state.as_deref(), Timestamp::from_nanos(*now as i64 * 1_000)).unwrap();
-                if let Action::Put { value, .. } = step.action {
-                    *state = Some(value);
-                }
-                let outcome = decode(&step.reply, 1).unwrap()[0];
-                if outcome.allowed {
-                    grants.push((*now, asked));
-                }
-                let within = grants.iter().filter(|(at, _)| at + micros > *now);
-                (outcome, within.map(|(_, asked)| asked).sum::<u64>())
-            };
+            let mut world = World { state: None, now: 1_700_000_000_000_000, grants: Vec::new() };
             for (step, asked) in before {
-                call(long, step, asked);
+                world.now += step;
+                world.take(long, asked);
             }
-            call(short, pause, 1);
+            world.now += pause;
             for (step, asked) in after {
+                world.now += step;
                 let asked = asked.min(permits);
-                let (mut outcome, mut seen) = call(short, step, asked);
+                let outcome = world.take(short, asked);
                 if !outcome.allowed {
                     let retry = outcome.retry_micros;
-                    (outcome, seen) = call(short, retry, asked);
-                    prop_assert!(outcome.allowed, "not after {} us", retry);
                     prop_assert!(retry <= TOUCHED as u64 * short.slice_micros(), "shut for {} us", retry);
+                    world.now += retry;
+                    prop_assert!(world.take(short, asked).allowed, "not after {} us", retry);
                 }
+                let seen = world.seen_within(micros);
                 prop_assert!(seen <= permits, "{} in a window", seen);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn windows_of_several_limits_together_let_through_no_more_than_the_most_in_the_shortest(
+            limits in prop::collection::vec((1_u64..40, 1_u64..20_000), 2..4),
+            steps in prop::collection::vec((0_usize..4, 0_u64..3_000, 1_u64..40), 1..300),
+        ) {
+            let most = limits.iter().map(|(permits, _)| *permits).max().unwrap();
+            let shortest = limits.iter().map(|(_, micros)| *micros).min().unwrap();
+            let mut world = World { state: None, now: 1_700_000_000_000_000, grants: Vec::new() };
+            for (which, step, asked) in steps {
+                let (permits, micros) = limits[which % limits.len()];
+                let limit = SlidingWindow::new(permits, Duration::from_micros(micros)).unwrap();
+                world.now += step;
+                world.take(limit, asked.min(permits));
+                prop_assert!(world.seen_within(shortest) <= most, "{:?}", world.grants);
             }
         }
     }
