@@ -261,6 +261,37 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn buckets_of_several_limits_together_let_through_no_more_than_the_greatest_burst_and_rate(
+            limits in prop::collection::vec((1_u64..3_000_000, 1_u64..40), 2..4),
+            steps in prop::collection::vec((0_usize..4, 0_u64..1_500, 1_u64..40), 1..200),
+        ) {
+            let most = limits.iter().map(|(_, burst)| *burst).max().unwrap();
+            let fastest = Rate::per_second(limits.iter().map(|(rate, _)| *rate).max().unwrap()).unwrap();
+            let greatest = TokenBucket::new(fastest, most).unwrap();
+            let mut now = 1_000_000_u64;
+            let mut state: Option<String> = None;
+            let mut grants: Vec<(u64, u64)> = Vec::new();
+            for (which, step, asked) in steps {
+                now += step;
+                let (rate, burst) = limits[which % limits.len()];
+                let limit = TokenBucket::new(Rate::per_second(rate).unwrap(), burst).unwrap();
+                let mut bucket = Bucket::read(limit, state.as_deref().map(str::as_bytes), now).unwrap();
+                if bucket.take(limit, asked.min(burst), now).allowed {
+                    state = Some(bucket.write(limit));
+                    grants.push((now, asked.min(burst)));
+                }
+                let mut seen = 0;
+                for (begun, asked) in grants.iter().rev() {
+                    seen += asked;
+                    let flowed = (now - begun) * greatest.flow();
+                    prop_assert!(seen * greatest.unit() <= greatest.capacity() + flowed, "{} since {}", seen, begun);
+                }
+            }
+        }
+    }
+
     #[test]
     fn while_others_hold_permits_it_is_said_to_ask_again_when_their_leases_end() {
         let limit = TokenBucket::new(Rate::per_day(1).unwrap(), 10).unwrap();

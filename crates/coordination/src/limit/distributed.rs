@@ -19,8 +19,10 @@ const TOGETHER: usize = 512;
 /// Limits what all instances do together: the state is the entry `limit:NAME` of a store, and its clock is the store's.
 ///
 /// A decision takes one round trip; calls that are made while another is in flight travel together in the next one.
-/// Limiters of one name may have different limits, as while a new configuration is rolled out; each holds to its own
-/// on what all have taken. An unused entry goes away.
+/// Limiters of one name may have different limits, as while a new configuration is rolled out. Each decides by its own
+/// on what is there, which all of them refill, so what holds is that together they let through no more than the
+/// greatest burst at the greatest rate of them allows; of windows, the greatest number in the shortest time. An unused
+/// entry goes away.
 ///
 /// If the store's clock steps forward, what would have come in that time is there at once; if it steps back, nothing
 /// refills until it is where it was: after a great step, [`reset`](Self::reset).
