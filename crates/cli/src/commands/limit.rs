@@ -18,7 +18,7 @@ use crate::{
 /// A limit is what --rate says, as in 10/s, 100/m or 3/5s: a bucket that is full at first, holds --burst permits and
 /// refills at that rate; with --window exact, at most so many in any such time. Everybody must name the same.
 ///
-/// Exit code: 0 if the permits were had; 1 if not.
+/// Exit code: 0 if the permits were had; 1 if not; 3 if the store is unavailable.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -91,12 +91,8 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     match args.command {
         Command::Take { limit, permits, wait } => {
             let limiter = limit.open(context).await?;
-            let take = async {
-                Ok(match wait {
-                    Duration::ZERO => limiter.try_acquire(permits).await?,
-                    wait => limiter.acquire_timeout(permits, wait).await?,
-                })
-            };
+            // Though it waits for nothing: what keeps the store from answering is told as what it is.
+            let take = async { Ok(limiter.acquire_timeout(permits, wait).await?) };
             let decision = unless_interrupted(take, "nothing was taken, unless it had been just now").await?;
             print(context, &limit.name, &decision)?;
             if decision.allowed {
@@ -124,13 +120,18 @@ fn print(context: &mut Context, name: &str, decision: &Decision) -> Result<()> {
             "name": name,
             "allowed": decision.allowed,
             "remaining": decision.remaining,
-            "retry_after_ms": decision.retry_after.as_millis() as u64,
-            "reset_after_ms": decision.reset_after.as_millis() as u64,
+            "retry_after_ms": whole_millis(decision.retry_after),
+            "reset_after_ms": whole_millis(decision.reset_after),
             "degraded": decision.degraded,
         }));
     }
     let full = output::duration(decision.reset_after);
     context.out.line(format!("{} left, all of them again in {full}", thousands(decision.remaining)))
+}
+
+/// Not a fraction too early.
+fn whole_millis(time: Duration) -> u64 {
+    time.as_nanos().div_ceil(1_000_000) as u64
 }
 
 fn parse_rate(text: &str) -> Result<(u64, Duration), String> {
@@ -139,4 +140,16 @@ fn parse_rate(text: &str) -> Result<(u64, Duration), String> {
     let one = if time.starts_with(|first: char| first.is_ascii_digit()) { "" } else { "1" };
     let time = parse_duration(&format!("{one}{time}")).map_err(|_| wrong())?;
     Ok((permits.parse().map_err(|_| wrong())?, time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_as_many_milliseconds_as_are_told_is_not_too_early() {
+        for (micros, millis) in [(0, 0), (1, 1), (1_000, 1), (1_001, 2)] {
+            assert_eq!(whole_millis(Duration::from_micros(micros)), millis);
+        }
+    }
 }

@@ -196,6 +196,23 @@ fn permits_of_a_limit_are_taken_by_several_processes_until_there_are_none() {
 }
 
 #[test]
+fn a_store_that_cannot_answer_is_unavailable_and_not_a_limit_that_is_reached() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    let store = format!("{}?retries=0", redis.url());
+    let take =
+        |wait: &str| sandbox.run(["--store", &store, "limit", "take", "l", "--rate", "2/h", "--wait", wait]);
+    assert_eq!(take("0s").code, Some(0));
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    for wait in ["0s", "1s"] {
+        let outcome = take(wait);
+        assert_eq!(outcome.code, Some(3), "{outcome:?}");
+        assert!(outcome.stdout.is_empty() && !outcome.stderr.contains("over the limit"), "{outcome:?}");
+    }
+    redis.kill();
+    assert_eq!(take("0s").code, Some(3));
+}
+
+#[test]
 fn breakers_are_set_by_hand_and_counters_count_once_for_each_id() {
     let (sandbox, store) = (Sandbox::new(), store());
     let ok = |args: &[&str]| sandbox.ok(&[&["--store", &store], args].concat());
