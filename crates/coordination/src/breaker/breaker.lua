@@ -6,7 +6,7 @@ local now = time[1] * 1000000 + time[2]
 local command = ARGV[1]
 local function arg(i) return tonumber(ARGV[i]) end
 local threshold, failure_rate, slow_rate, minimum = arg(2), arg(3), arg(4), arg(5)
-local width, size, wait, longest = arg(6), arg(7), arg(8), arg(9)
+local width, window, wait, longest = arg(6), arg(7), arg(8), arg(9)
 local most_probes, lease, needed = arg(10), arg(11), arg(12)
 local TENTHS, MOST, REMEMBERED = 10, 1000000000, 172800000000
 
@@ -128,8 +128,9 @@ end
 local function slide()
   local newest = buckets[#buckets] or { serial = 0, calls = 0 }
   local serial = 0
-  if size > 0 then
-    serial = newest.serial + math.min(math.floor(newest.calls / size), TENTHS)
+  if window > 0 then
+    local tenth = math.floor((window + TENTHS - 1) / TENTHS)
+    serial = newest.serial + (newest.calls >= tenth and 1 or 0)
   elseif width > 0 then
     serial = math.floor(now / width)
     if newest.serial - serial > TENTHS then
@@ -138,14 +139,36 @@ local function slide()
       serial = math.max(serial, newest.serial)
     end
   end
-  while buckets[1] and buckets[1].serial < serial - TENTHS do table.remove(buckets, 1) end
-  reporters = keep(reporters, function(r) return r.serial >= serial - TENTHS end)
   return serial
+end
+
+local function held()
+  local calls, failures, slow = 0, 0, 0
+  for _, b in ipairs(buckets) do
+    calls, failures, slow = calls + b.calls, failures + b.failures, slow + b.slow
+  end
+  return calls, failures, slow
+end
+
+local function forget(serial)
+  if window > 0 then
+    local calls = held()
+    while buckets[1] do
+      calls = calls - buckets[1].calls
+      if calls < window then break end
+      table.remove(buckets, 1)
+    end
+  else
+    buckets = keep(buckets, function(b) return b.serial >= serial - TENTHS and b.serial <= serial end)
+  end
+  while #buckets > TENTHS + 1 do table.remove(buckets, 1) end
+  local kept = math.max(TENTHS, needed)
+  reporters = keep(reporters, function(r) return r.serial >= serial - kept end)
 end
 
 local function count(reporter, calls, failures, slow, streak)
   local serial = slide()
-  if width > 0 or size > 0 then
+  if width > 0 or window > 0 then
     local newest = buckets[#buckets]
     if not newest or newest.serial ~= serial then
       newest = { serial = serial, calls = 0, failures = 0, slow = 0 }
@@ -165,17 +188,15 @@ local function count(reporter, calls, failures, slow, streak)
     table.insert(reporters, { id = reporter, serial = serial, in_streak = streak > 0 })
     while #reporters > needed do table.remove(reporters, 1) end
   end
+  forget(serial)
 end
 
 local function is_bad()
   local function enough(number) return needed <= 1 or number >= needed end
   local in_streak = #keep(reporters, function(r) return r.in_streak end)
   if threshold > 0 and m.streak >= threshold and enough(in_streak) then return true end
-  if (width == 0 and size == 0) or not enough(#reporters) then return false end
-  local calls, failures, slow = 0, 0, 0
-  for _, b in ipairs(buckets) do
-    calls, failures, slow = calls + b.calls, failures + b.failures, slow + b.slow
-  end
+  if (width == 0 and window == 0) or not enough(#reporters) then return false end
+  local calls, failures, slow = held()
   return calls >= minimum and ((failure_rate > 0 and failures * 10000 >= failure_rate * calls)
     or (slow_rate > 0 and slow * 10000 >= slow_rate * calls))
 end

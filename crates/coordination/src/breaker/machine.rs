@@ -6,6 +6,7 @@ use super::settings::Rules;
 
 /// A window has this many tenths, and the one that is filling.
 pub(super) const TENTHS: i64 = 10;
+pub(super) const MOST_BUCKETS: usize = TENTHS as usize + 1;
 /// No count goes beyond this, so that products of counts and rates stay exact in scripts.
 pub(super) const MOST: i64 = 1_000_000_000;
 
@@ -288,12 +289,12 @@ impl Machine {
         place.map(|place| self.probes.remove(place)).is_some()
     }
 
-    /// Forgets the tenths that are over, and says which one it is.
+    /// Says which tenth it is.
     fn slide(&mut self, rules: &Rules, now: i64) -> i64 {
         let newest = self.buckets.back().copied().unwrap_or_default();
-        let serial = if rules.size > 0 {
-            // A report of many calls fills several tenths at once.
-            newest.serial + (newest.counts.calls as i64 / rules.size).min(TENTHS)
+        if rules.calls > 0 {
+            let tenth = (rules.calls + TENTHS - 1) / TENTHS;
+            newest.serial + i64::from(newest.counts.calls as i64 >= tenth)
         } else if rules.width > 0 {
             let serial = now / rules.width;
             if newest.serial - serial > TENTHS {
@@ -305,18 +306,35 @@ impl Machine {
             }
         } else {
             0
-        };
-        while self.buckets.front().is_some_and(|oldest| oldest.serial < serial - TENTHS) {
-            self.buckets.pop_front();
         }
-        self.reporters.retain(|reporter| reporter.serial >= serial - TENTHS);
-        serial
+    }
+
+    /// Forgets what is over, if this is the newest tenth.
+    fn forget(&mut self, rules: &Rules, serial: i64) {
+        if rules.calls > 0 {
+            let mut held = self.counts().calls as i64;
+            while let Some(oldest) = self.buckets.front() {
+                held -= oldest.counts.calls as i64;
+                if held < rules.calls {
+                    break;
+                }
+                self.buckets.pop_front();
+            }
+        } else {
+            self.buckets.retain(|bucket| (serial - TENTHS..=serial).contains(&bucket.serial));
+        }
+        // It may have been written under other rules.
+        let surplus = self.buckets.len().saturating_sub(MOST_BUCKETS);
+        self.buckets.drain(..surplus);
+        // Each may have filled a tenth of calls.
+        let kept = TENTHS.max(rules.reporters);
+        self.reporters.retain(|reporter| reporter.serial >= serial - kept);
     }
 
     fn count(&mut self, rules: &Rules, report: &Report, now: i64) {
         let serial = self.slide(rules, now);
         let Counts { calls, failures, slow } = report.counts;
-        if rules.width > 0 || rules.size > 0 {
+        if rules.width > 0 || rules.calls > 0 {
             match self.buckets.back_mut() {
                 Some(newest) if newest.serial == serial => {
                     newest.counts.add(report.counts);
@@ -337,6 +355,7 @@ impl Machine {
             let surplus = self.reporters.len().saturating_sub(rules.reporters as usize);
             self.reporters.drain(..surplus);
         }
+        self.forget(rules, serial);
     }
 
     /// Whether there is reason to open.
@@ -348,7 +367,7 @@ impl Machine {
         {
             return true;
         }
-        if (rules.width == 0 && rules.size == 0) || !enough(self.reporters.len()) {
+        if (rules.width == 0 && rules.calls == 0) || !enough(self.reporters.len()) {
             return false;
         }
         let Counts { calls, failures, slow } = self.counts();
@@ -382,7 +401,8 @@ impl Machine {
     pub(super) fn status(&self, rules: &Rules, now: i64) -> Status {
         let mut machine = self.clone();
         machine.look(rules, now);
-        machine.slide(rules, now);
+        let serial = machine.slide(rules, now);
+        machine.forget(rules, serial);
         Status {
             state: machine.state,
             retry_after: Duration::from_micros(machine.left(rules, now).unsigned_abs()),

@@ -17,9 +17,9 @@ pub(super) fn rules() -> impl Strategy<Value = Rules> {
         (1..60_u64).prop_map(|steps| Window::Time(std::time::Duration::from_millis(steps * 50))),
     ];
     let rate = || prop_oneof![1 => 1..=10_000_i64, 3 => prop::sample::select(vec![2_500_i64, 5_000, 10_000])];
-    let triggers = (any::<[bool; 3]>(), 1..6_u32, rate(), rate(), 1..8_u32);
+    let triggers = (any::<[bool; 3]>(), 1..6_u32, rate(), rate(), 0..=10_u32);
     let millis = |most: u64| prop_oneof![1..4_u64, 1..most / 50].prop_map(|steps| steps * 50);
-    (triggers, window, millis(1_000), 0..4_u32, 1..4_u32, millis(2_000), 1..4_u32).prop_map(
+    (triggers, window, millis(1_000), 0..4_u32, 1..4_u32, millis(2_000), 1..=16_u32).prop_map(
         |((on, threshold, failures, slow, minimum), window, wait, doublings, probes, lease, reporters)| {
             let millis = std::time::Duration::from_millis;
             let mut settings = Settings::new().window(window).open_for(millis(wait)).half_open_probes(probes);
@@ -34,9 +34,11 @@ pub(super) fn rules() -> impl Strategy<Value = Rules> {
             if on[2] {
                 settings = settings.slow_call_rate(millis(10), slow as f64 / 10_000.0);
             }
-            if let Window::Time(_) = window {
-                settings = settings.minimum_calls(minimum);
-            }
+            settings = match window {
+                _ if minimum == 0 => settings,
+                Window::Time(_) => settings.minimum_calls(minimum),
+                Window::Calls(calls) => settings.minimum_calls((calls * minimum).div_ceil(10)),
+            };
             settings.rules().unwrap()
         },
     )
@@ -145,6 +147,26 @@ proptest! {
     }
 
     #[test]
+    fn from_any_closed_state_it_opens_when_calls_fail(
+        rules in rules(),
+        mut machine in machines(NOW),
+        back in 0..NOW,
+        calls in prop_oneof![Just(1_u64), 1..100_u64],
+    ) {
+        machine.state = State::Closed;
+        // The first look sees the step; then what lay in a window of time is over.
+        let late = NOW - back + 22 * rules.width;
+        let enough = 2 * rules.calls + rules.minimum.max(rules.threshold).max(rules.reporters);
+        for (number, now) in (0..=enough).zip(std::iter::once(NOW - back).chain(std::iter::repeat(late))) {
+            let counts = Counts { calls, failures: calls, slow: calls };
+            let (generation, reporter, streak) = (machine.generation, number % rules.reporters, calls as i64);
+            let report = Report { generation, probe: 0, reporter, counts, streak };
+            machine.report(&rules, &report, now);
+        }
+        prop_assert_eq!(machine.state, State::Open, "{:?}", machine);
+    }
+
+    #[test]
     fn half_open_never_has_more_probes_under_way_than_it_may(
         rules in rules(),
         calls in prop::collection::vec((0..200 * MILLI, any::<bool>(), any::<bool>()), 1..200),
@@ -208,9 +230,9 @@ proptest! {
     }
 
     #[test]
-    fn after_ten_thousand_successes_it_opens_as_quickly_as_at_first(window in 10..500_u32, by_time in any::<bool>()) {
+    fn after_ten_thousand_successes_it_opens_as_quickly_as_at_first(window in 1..500_u32, by_time in any::<bool>()) {
         let window = if by_time { Window::Time(std::time::Duration::from_secs(1)) } else { Window::Calls(window) };
-        let rules = Settings::new().failure_rate(0.5).minimum_calls(10).window(window).rules().unwrap();
+        let rules = Settings::new().failure_rate(0.5).window(window).rules().unwrap();
         let failures_until_open = |machine: &mut Machine, mut now: i64| {
             (1..).find(|_| {
                 now += 10 * MILLI;
@@ -219,16 +241,19 @@ proptest! {
             })
         };
         let at_first = failures_until_open(&mut Machine::default(), NOW).unwrap();
-        prop_assert_eq!(at_first, 10);
+        prop_assert_eq!(at_first, rules.minimum.unsigned_abs());
         let (mut machine, mut now) = (Machine::default(), NOW);
         for _ in 0..10_000 {
             now += 10 * MILLI;
             call(&mut machine, &rules, 1, false, now);
         }
-        // Half of what the window holds, which is up to a tenth more than it says.
+        // Half of what the window holds.
         let held = machine.counts().calls;
-        let most = match window { Window::Calls(calls) => u64::from(calls), Window::Time(_) => 100 };
-        prop_assert!(held <= most + most.div_ceil(10) + 1, "{held} of {most}");
+        let (most, more) = match window {
+            Window::Calls(calls) => (u64::from(calls), u64::from(calls).div_ceil(10) - 1),
+            Window::Time(_) => (100, 10),
+        };
+        prop_assert!((most..=most + more).contains(&held), "{held} of {most}");
         let later = failures_until_open(&mut machine, now).unwrap();
         prop_assert!(later <= held / 2 + most / 10 + 2, "{later} of {held}");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use commonhold_core::{Error, ErrorKind, Result};
 
-use super::machine::MOST;
+use super::machine::{MOST, TENTHS};
 
 /// When a breaker opens, for how long, and what closes it again.
 ///
@@ -40,11 +40,12 @@ pub struct Settings {
     min_reporters: u32,
 }
 
-/// Over which calls rates are taken. It slides in tenths: the oldest tenth is forgotten when a new one begins, so that
-/// it holds what is said here and up to a tenth more, in a state of a fixed size.
+/// Over which calls rates are taken. It slides in tenths, each forgotten when those after it hold what is said here: it
+/// holds that and less than a tenth (of calls, rounded up) more, in a state of a fixed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
-    /// The last calls, from 1 to 1,000,000.
+    /// The last calls, from 1 to 1,000,000. What an instance of a [hybrid](super::HybridBreaker) breaker tells in one
+    /// interval is also forgotten at once.
     Calls(u32),
     /// The calls of the last time, from 10 ms to 24 h.
     Time(Duration),
@@ -169,10 +170,10 @@ impl Settings {
             time("slow_call_rate", slow, Duration::from_micros(1), HOUR)?;
         }
         let has_rate = self.failure_rate.is_some() || self.slow_call.is_some();
-        let (width, size) = match self.window {
+        let (width, calls) = match self.window {
             _ if !has_rate => (0, 0),
-            Window::Time(window) => (time("window", window, Duration::from_millis(10), DAY)? / 10, 0),
-            Window::Calls(calls) => (0, i64::from(number("window", calls, 1_000_000)?).div_euclid(10).max(1)),
+            Window::Time(window) => (time("window", window, Duration::from_millis(10), DAY)? / TENTHS, 0),
+            Window::Calls(calls) => (0, number("window", calls, 1_000_000)?.into()),
         };
         let most_calls = match self.window {
             Window::Calls(calls) => calls.min(1_000_000),
@@ -193,7 +194,7 @@ impl Settings {
             slow_rate: self.slow_call.map_or(Ok(0), |(_, share)| rate("slow_call_rate", share))?,
             minimum: number("minimum_calls", minimum, most_calls)?.into(),
             width,
-            size,
+            calls,
             wait,
             longest,
             probes: number("half_open_probes", self.half_open_probes, 64)?.into(),
@@ -216,8 +217,8 @@ pub(super) struct Rules {
     pub(super) minimum: i64,
     /// The tenth of a window of time.
     pub(super) width: i64,
-    /// The tenth of a window of calls.
-    pub(super) size: i64,
+    /// All of a window of calls.
+    pub(super) calls: i64,
     pub(super) wait: i64,
     pub(super) longest: i64,
     pub(super) probes: i64,
@@ -228,9 +229,9 @@ pub(super) struct Rules {
 impl Rules {
     /// As the script takes them.
     pub(super) fn args(&self) -> [i64; 11] {
-        let Self { threshold, failure_rate, slow_rate, minimum, width, size, wait, longest, .. } = *self;
+        let Self { threshold, failure_rate, slow_rate, minimum, width, calls, wait, longest, .. } = *self;
         let Self { probes, lease, reporters, .. } = *self;
-        [threshold, failure_rate, slow_rate, minimum, width, size, wait, longest, probes, lease, reporters]
+        [threshold, failure_rate, slow_rate, minimum, width, calls, wait, longest, probes, lease, reporters]
     }
 
     /// How long it stays open after this many openings one after the other.
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn a_small_window_of_calls_needs_no_more_than_it_has() {
         let rules = Settings::new().failure_rate(0.5).window(Window::Calls(5)).rules().unwrap();
-        assert_eq!((rules.minimum, rules.size), (5, 1));
+        assert_eq!((rules.minimum, rules.calls), (5, 5));
     }
 
     #[test]

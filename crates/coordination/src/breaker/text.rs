@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 
 use commonhold_core::Result;
 
-use super::machine::{Bucket, Counts, MOST, Machine, Probe, Reporter, State, TENTHS};
+use super::machine::{Bucket, Counts, MOST, MOST_BUCKETS, Machine, Probe, Reporter, State};
 use crate::state::{Fields, corrupt};
 
 /// What errors call it.
 pub(super) const OF: &str = "a circuit breaker";
 const MOST_PROBES: usize = 64;
 const MOST_REPORTERS: usize = 16;
-const MOST_BUCKETS: usize = TENTHS as usize + 1;
 
 impl Machine {
     /// Reads `generation state until passed trips streak`, then ` P id expires` for each probe, ` R id serial in_streak` for

@@ -16,7 +16,7 @@ use commonhold::{
 };
 use commonhold_coordination::breaker::{
     BreakerError, BreakerLayer, DistributedBreaker, Event, HybridBreaker, LocalBreaker, OnUnavailable,
-    Settings, State, TowerLayer,
+    Settings, State, TowerLayer, Window,
 };
 use commonhold_testkit::{eventually, servers::Redis};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -129,6 +129,22 @@ async fn slow_calls_open_it() {
     }
     assert_eq!(breaker.state(), State::Open);
     assert_eq!(breaker.totals().calls.slow, 2);
+}
+
+#[test]
+fn a_window_of_any_number_of_calls_opens_when_that_many_fail() {
+    for calls in 1..200 {
+        let settings = Settings::new().failure_rate(0.5).window(Window::Calls(calls));
+        for settings in [settings.clone(), settings.minimum_calls(calls)] {
+            let (breaker, _clock) = local(&settings);
+            for _ in 0..calls {
+                if let Ok(permit) = breaker.try_acquire() {
+                    permit.failure();
+                }
+            }
+            assert_eq!(breaker.state(), State::Open, "{settings:?}: {:?}", breaker.status());
+        }
+    }
 }
 
 #[tokio::test]
