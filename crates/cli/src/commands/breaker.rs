@@ -1,12 +1,14 @@
 //! `breaker`: shows a circuit breaker that instances share, or sets it by hand.
 
+use std::time::Duration;
+
 use commonhold::coordination::breaker::{DistributedBreaker, OnUnavailable, Settings, State, Status};
 use serde_json::json;
 
 use super::{Context, lock::again_and_again};
 use crate::{
     bytes,
-    failure::Result,
+    failure::{Failure, Result},
     output::{self, GOOD, WARNING},
 };
 
@@ -34,7 +36,7 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Let nothing through, as if it had tripped, for as long as its instances are set to
+    /// Let nothing through, as if it had tripped, for as long as its instances are set to; an isolated one stays so
     Open {
         /// The name of the breaker
         name: String,
@@ -59,8 +61,9 @@ enum Command {
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     let store = context.open().await?;
     let breaker = |name: &str| {
-        // What trips it, and for how long, is for its instances to say; here it is only looked at, or set.
-        let settings = Settings::new().failure_threshold(1);
+        // What trips it, and for how long, is for its instances to say, which cut the longest wait to their own; here it
+        // is only looked at, or set.
+        let settings = Settings::new().failure_threshold(1).open_for(LONGEST);
         DistributedBreaker::new(store.clone(), name, &settings, OnUnavailable::Refuse)
     };
     match args.command {
@@ -78,12 +81,23 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             })
             .await
         }
-        Command::Open { name } => Ok(breaker(&name)?.open().await?),
+        Command::Open { name } => {
+            let breaker = breaker(&name)?;
+            breaker.open().await?;
+            if breaker.show().await?.state == State::Isolated {
+                let failure = Failure::no(format!("the breaker {name:?} stays isolated"));
+                return Err(failure.help("`commonhold breaker close` ends that"));
+            }
+            Ok(())
+        }
         Command::Close { name } => Ok(breaker(&name)?.close().await?),
         Command::Isolate { name } => Ok(breaker(&name)?.isolate().await?),
         Command::Reset { name } => Ok(breaker(&name)?.reset().await?),
     }
 }
+
+/// How long a breaker may stay open.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the keys of breakers begin with.
 const PREFIX: &str = "breaker:";

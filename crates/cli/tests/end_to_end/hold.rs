@@ -217,9 +217,16 @@ fn breakers_are_set_by_hand_and_counters_count_once_for_each_id() {
     let (sandbox, store) = (Sandbox::new(), store());
     let ok = |args: &[&str]| sandbox.ok(&[&["--store", &store], args].concat());
     ok(&["breaker", "isolate", "b"]);
+    let outcome = sandbox.run(["--store", &store, "breaker", "open", "b"]);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.starts_with("the breaker \"b\" stays isolated"), "{outcome:?}");
     assert_eq!(ok(&["breaker", "show"]), "b: isolated\n");
     ok(&["breaker", "close", "b"]);
     ok(&["breaker", "open", "other"]);
+    // For as long as may be: instances cut that to what they are set to.
+    let state = ok(&["get", "breaker:other"]);
+    let number = |field| state.split(' ').nth(field).unwrap().parse::<u64>().unwrap();
+    assert_eq!(number(2) - number(0), 24 * 60 * 60 * 1_000_000);
     assert_eq!(ok(&["breaker", "show"]), "b: closed\nother: open, opened 1 time since it was closed\n");
     ok(&["breaker", "reset", "other"]);
     assert_eq!(ok(&["breaker", "show", "other"]), "other: closed\n");

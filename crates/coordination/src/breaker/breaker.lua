@@ -238,7 +238,7 @@ elseif command == 'report' then
 elseif command == 'release' then
   said = remove_probe(arg(13)) and 'done' or 'late'
 elseif command == 'open' then
-  open()
+  if m.state ~= 'isolated' then open() end
 elseif command == 'isolate' then
   if m.state ~= 'isolated' then turn('isolated') end
 elseif command == 'reset' or m.state ~= 'closed' then

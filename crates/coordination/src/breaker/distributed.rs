@@ -214,7 +214,7 @@ impl DistributedBreaker {
         self.shared.watch.events()
     }
 
-    /// Opens it for all, as if it had tripped.
+    /// Opens it for all, as if it had tripped. One that is isolated stays so.
     pub async fn open(&self) -> Result<()> {
         self.shared.order(Order::Open).await.map(drop)
     }

@@ -170,7 +170,7 @@ impl HybridBreaker {
         self.local.totals()
     }
 
-    /// Opens it for all: here at once, elsewhere at their next interval.
+    /// Opens it for all: here at once, elsewhere at their next interval. One that is isolated stays so.
     ///
     /// # Errors
     /// If the store does not do it; nothing is changed here then. The same for the others below.

@@ -132,7 +132,7 @@ impl LocalBreaker {
         self.core.watch.events()
     }
 
-    /// Opens it, as if it had tripped.
+    /// Opens it, as if it had tripped. One that is isolated stays so.
     pub fn open(&self) {
         self.order(Order::Open);
     }

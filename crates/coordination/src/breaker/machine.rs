@@ -145,7 +145,7 @@ pub(super) struct Report {
 /// What is done by hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// As if it had tripped.
+    /// As if it had tripped; isolated, it stays so.
     Open,
     /// Unless it is closed already.
     Close,
@@ -214,10 +214,10 @@ impl Machine {
     pub(super) fn order(&mut self, rules: &Rules, order: Order, now: i64) {
         self.look(rules, now);
         match order {
+            Order::Open | Order::Isolate if self.state == State::Isolated => {}
             Order::Open => self.open(rules, now),
             Order::Close if self.state == State::Closed => {}
             Order::Close | Order::Reset => self.turn(State::Closed, now),
-            Order::Isolate if self.state == State::Isolated => {}
             Order::Isolate => self.turn(State::Isolated, now),
         }
     }

@@ -342,11 +342,14 @@ fn a_probe_that_hangs_loses_its_place_and_its_result_counts_no_more() {
 }
 
 #[test]
-fn isolation_ends_by_hand_alone() {
+fn isolation_ends_by_closing_or_resetting_alone() {
     let rules = Settings::new().failure_threshold(1).rules().unwrap();
     let mut machine = Machine::default();
     machine.order(&rules, Order::Isolate, NOW);
     assert_eq!(machine.acquire(&rules, 1, NOW * 1_000), Verdict::Refuse);
+    let isolated = machine.clone();
+    machine.order(&rules, Order::Open, NOW);
+    assert_eq!(machine, isolated);
     machine.order(&rules, Order::Close, NOW);
     assert_eq!(machine.acquire(&rules, 1, NOW), Verdict::Pass);
 }

@@ -303,6 +303,24 @@ async fn instances_share_a_breaker_in_memcached() {
 }
 
 #[tokio::test]
+async fn whoever_opens_it_for_longer_it_stays_open_as_long_as_each_instance_says() {
+    let clock = Arc::new(ManualClock::default());
+    let store = Store::new(MemoryBackend::builder().clock(Arc::clone(&clock) as _).build());
+    let shared = |settings: Settings| {
+        DistributedBreaker::new(store.clone(), "b", &settings, OnUnavailable::Refuse).unwrap()
+    };
+    let by_hand = shared(after(1).open_for(Duration::from_secs(24 * 60 * 60)));
+    let instance = shared(after(5).open_for(LONG));
+    by_hand.open().await.unwrap();
+    assert_eq!(instance.show().await.unwrap().retry_after, LONG);
+    clock.advance(SECOND);
+    let refused = instance.try_acquire().await;
+    assert!(matches!(refused, Err(BreakerError::Open { retry_after: LONG })), "{refused:?}");
+    clock.advance(LONG);
+    assert!(by_hand.try_acquire().await.unwrap().is_probe());
+}
+
+#[tokio::test]
 async fn the_same_question_again_takes_no_second_probe() {
     let plan = FaultPlan::new();
     let store = Store::new(MemoryBackend::new());
