@@ -72,7 +72,7 @@ pub(super) struct Shared {
     store: Store,
     key: Key,
     name: Box<str>,
-    rules: Rules,
+    pub(super) rules: Rules,
     slow_call: Option<Duration>,
     on_unavailable: OnUnavailable,
     /// Names this instance.

@@ -14,8 +14,8 @@ use super::{
     distributed::{DistributedBreaker, Shared},
     error::BreakerError,
     local::LocalBreaker,
-    machine::{Order, Report, State, Status},
-    mix::Mixing,
+    machine::{Counts, Order, Report, State, Status},
+    mix::{Mixing, SharedProbe},
     settings::Settings,
     transition::What,
 };
@@ -99,7 +99,8 @@ impl HybridBreaker {
         })?;
         let (mixing, ended) = Mixing::new();
         let core = Arc::new(Core::new(shared.name(), settings, time, Some(mixing))?);
-        let task = Task { core: Arc::downgrade(&core), shared: Arc::clone(&shared.shared), interval };
+        let task =
+            Task { core: Arc::downgrade(&core), shared: Arc::clone(&shared.shared), interval, unsure: None };
         runtime.spawn(task.run(ended));
         Ok(Self { local: LocalBreaker { core }, shared })
     }
@@ -200,7 +201,7 @@ impl HybridBreaker {
     async fn order(&self, order: Order) -> Result<()> {
         let now = self.local.core.now();
         let reply = self.shared.shared.order(order).await?;
-        self.local.core.mix_in(reply, 0, now);
+        self.local.core.mix_in(reply, None, now);
         Ok(())
     }
 }
@@ -210,10 +211,12 @@ struct Task {
     core: Weak<Core>,
     shared: Arc<Shared>,
     interval: Duration,
+    /// The probe that was asked for and may have been leased: its id, and until when at the least.
+    unsure: Option<(i64, i64)>,
 }
 
 impl Task {
-    async fn run(self, ended: CancellationToken) {
+    async fn run(mut self, ended: CancellationToken) {
         let Some(wake) = self.core.upgrade().and_then(|core| Some(Arc::clone(&core.mixing.as_ref()?.wake)))
         else {
             return;
@@ -244,14 +247,14 @@ impl Task {
 
     /// Tells what has happened here and takes over what has happened elsewhere. The breaker may be dropped while the
     /// store is asked.
-    async fn mix(&self) -> Result<()> {
+    async fn mix(&mut self) -> Result<()> {
         let Some(core) = self.core.upgrade() else { return Ok(()) };
-        let (ended, report, wants_probe) = {
+        let (report, wants_probe) = {
             let mix = &mut core.lock().mix;
-            (mix.take_ended(), mix.take_report(self.shared.reporter), mix.is_probe_wanted())
+            (mix.take_report(self.shared.reporter), mix.is_probe_wanted())
         };
         drop(core);
-        for (probe, counts) in ended {
+        while let Some((probe, counts)) = self.first_ended() {
             let what = match counts {
                 None => What::Release(probe.id),
                 Some(counts) => {
@@ -260,17 +263,31 @@ impl Task {
                     What::Report(Report { generation, probe: probe.id, reporter, counts, streak })
                 }
             };
-            self.ask(what, 0).await?;
+            self.ask(what, None).await?;
+            if let Some(core) = self.core.upgrade() {
+                core.lock().mix.told(probe);
+            }
         }
-        self.ask(What::Report(report), 0).await?;
-        if wants_probe {
-            let id = self.shared.new_id();
-            self.ask(What::Acquire(id), id).await?;
+        self.ask(What::Report(report), None).await?;
+        let Some(now) = self.core.upgrade().map(|core| core.now()) else { return Ok(()) };
+        self.unsure = self.unsure.filter(|&(_, expires)| expires > now);
+        if wants_probe && self.unsure.is_none() {
+            self.unsure = Some((self.shared.new_id(), now + self.shared.rules.lease));
+        }
+        if let Some((id, _)) = self.unsure {
+            self.ask(What::Acquire(id), self.unsure).await?;
+            self.unsure = None;
         }
         Ok(())
     }
 
-    async fn ask(&self, what: What, probe: i64) -> Result<()> {
+    fn first_ended(&self) -> Option<(SharedProbe, Option<Counts>)> {
+        let core = self.core.upgrade()?;
+        let now = core.now();
+        core.lock().mix.first_ended(now)
+    }
+
+    async fn ask(&self, what: What, probe: Option<(i64, i64)>) -> Result<()> {
         let Some(asked) = self.core.upgrade().map(|core| core.now()) else { return Ok(()) };
         let within = ANSWER_WITHIN.max(self.interval);
         let reply = timeout(within, self.shared.ask(what)).await.unwrap_or_else(|_| {

@@ -101,8 +101,14 @@ impl Mix {
         self.ended.push((probe, counts));
     }
 
-    pub(super) fn take_ended(&mut self) -> Vec<(SharedProbe, Option<Counts>)> {
-        std::mem::take(&mut self.ended)
+    /// The first that is to be told, until [it was](Self::told): told again, it does not count again.
+    pub(super) fn first_ended(&mut self, now: i64) -> Option<(SharedProbe, Option<Counts>)> {
+        self.ended.retain(|(probe, _)| probe.expires > now);
+        self.ended.first().copied()
+    }
+
+    pub(super) fn told(&mut self, told: SharedProbe) {
+        self.ended.retain(|(probe, _)| probe.id != told.id);
     }
 
     pub(super) fn count(&mut self, counts: Counts) {
@@ -122,8 +128,9 @@ impl Mix {
 }
 
 impl Core {
-    /// Takes over what the store said, asked at this time in memory; if it leased a probe, it has this id.
-    pub(super) fn mix_in(&self, reply: Reply, probe: i64, now: i64) {
+    /// Takes over what the store said, asked at this time in memory; if it leased a probe, it has this id and lasts until
+    /// then.
+    pub(super) fn mix_in(&self, reply: Reply, probe: Option<(i64, i64)>, now: i64) {
         let mut guard = self.lock();
         let inner = &mut *guard;
         if now < inner.mix.asked {
@@ -158,9 +165,8 @@ impl Core {
         // Alone, it goes by this.
         inner.machine.until = until;
         probes.retain(|probe| probe.generation == reply.generation);
-        if reply.said == Said::Probe {
-            let expires = now + self.rules.lease;
-            probes.push(SharedProbe { generation: reply.generation, id: probe, expires });
+        if let (Said::Probe, Some((id, expires))) = (reply.said, probe) {
+            probes.push(SharedProbe { generation: reply.generation, id, expires });
         }
         let generation = inner.machine.generation;
         inner.mix.led = Some(Led { generation, until, is_alone: false, probes });

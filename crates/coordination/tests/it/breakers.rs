@@ -16,7 +16,7 @@ use commonhold::{
 };
 use commonhold_coordination::breaker::{
     BreakerError, BreakerLayer, DistributedBreaker, Event, HybridBreaker, LocalBreaker, OnUnavailable,
-    Settings, State, TowerLayer, Window,
+    Permit, Settings, State, TowerLayer, Window,
 };
 use commonhold_testkit::{eventually, servers::Redis};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -177,7 +177,7 @@ fn of_many_threads_no_more_make_probes_than_may() {
             .collect();
         let permits: Vec<_> = asked.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!(probes.load(SeqCst), 3);
-        permits.into_iter().for_each(commonhold_coordination::breaker::Permit::success);
+        permits.into_iter().for_each(Permit::success);
     });
     assert_eq!(breaker.state(), State::Closed);
 }
@@ -474,6 +474,80 @@ async fn a_hybrid_breaker_goes_on_alone_and_follows_again_when_the_store_is_back
     redis.kill();
     eventually(PATIENCE, "isolation lasts", async || breaker.shared().show().await.is_err()).await;
     assert!(matches!(breaker.execute(succeed).await, Err(BreakerError::Isolated)));
+}
+
+/// Two hybrid breakers that follow an open one whose wait is over, and the clock of both and of the store, which stands
+/// still; what becomes of what the first asks the store is as planned.
+async fn led_by_a_clock(fleet: &Settings) -> (HybridBreaker, HybridBreaker, Arc<ManualClock>, FaultPlan) {
+    let (clock, plan) = (Arc::new(ManualClock::default()), FaultPlan::new());
+    clock.advance(LONG);
+    let store = Store::new(MemoryBackend::builder().clock(Arc::clone(&clock) as _).build());
+    let hybrid = |store: Store| {
+        let shared = DistributedBreaker::new(store, "b", fleet, OnUnavailable::Allow).unwrap();
+        let interval = Duration::from_millis(10);
+        HybridBreaker::with_clock(&after(5), shared, interval, Arc::clone(&clock) as _).unwrap()
+    };
+    let (first, second) = (hybrid(store.clone().layer(Fault::new(&plan))), hybrid(store));
+    second.open().await.unwrap();
+    until(&first, State::Open).await;
+    clock.advance(SECOND);
+    (first, second, clock, plan)
+}
+
+/// A call that is let through when the store has leased a probe for it.
+async fn leased(breaker: &HybridBreaker) -> Permit {
+    let mut permit = None;
+    eventually(PATIENCE, "a probe is leased", async || {
+        permit = breaker.try_acquire().ok();
+        permit.is_some()
+    })
+    .await;
+    permit.unwrap()
+}
+
+#[tokio::test]
+async fn a_probe_that_a_hybrid_breaker_has_not_used_is_not_used_after_its_lease() {
+    let lease = Duration::from_millis(200);
+    let (first, second, clock, _plan) = led_by_a_clock(&after(1).probe_lease(lease)).await;
+    // A call is refused, and a probe is leased for the next, which comes later than the lease lasts.
+    assert!(first.try_acquire().is_err());
+    eventually(PATIENCE, "a probe is leased", async || second.shared().show().await.unwrap().probes == 1)
+        .await;
+    clock.advance(lease);
+    let probe = leased(&second).await;
+    assert!(first.try_acquire().is_err(), "two probes where one may be under way");
+    probe.success();
+    until(&first, State::Closed).await;
+}
+
+#[tokio::test]
+async fn the_result_of_a_probe_is_told_again_until_the_store_has_taken_it() {
+    let (first, second, _clock, plan) = led_by_a_clock(&after(1)).await;
+    let probe = leased(&first).await;
+    plan.refuse(Operation::Transact);
+    plan.lose_reply(Operation::Transact);
+    probe.success();
+    until(&second, State::Closed).await;
+    until(&first, State::Closed).await;
+    assert_eq!(plan.pending(), 0);
+}
+
+#[tokio::test]
+async fn a_probe_whose_lease_was_lost_on_the_way_is_asked_for_again() {
+    let (first, second, _clock, plan) = led_by_a_clock(&after(1)).await;
+    assert!(first.try_acquire().is_err());
+    // What is told in each interval arrives; then a probe is asked for.
+    plan.delay(Operation::Transact, Duration::ZERO);
+    plan.lose_reply(Operation::Transact);
+    eventually(PATIENCE, "a probe succeeds", async || {
+        // Alone, it has probes of its own, of which the store knows nothing.
+        if let Ok(probe) = first.try_acquire() {
+            probe.success();
+        }
+        second.state() == State::Closed
+    })
+    .await;
+    assert_eq!(plan.pending(), 0);
 }
 
 #[tokio::test]
