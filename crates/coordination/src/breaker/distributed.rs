@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::{Duration, Instant},
@@ -256,15 +256,21 @@ impl Shared {
     }
 
     pub(super) async fn ask(&self, what: What) -> Result<Reply> {
+        let known = self.seen().0;
         let reply = self.store.transact(&self.key, Command { rules: self.rules, what }).await?;
         let reply = Reply::decode(&reply)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // Answers may overtake each other.
-        if reply.generation > seen.0 {
+        let mut seen = self.seen();
+        // Answers may overtake each other. An earlier generation to a question that was asked after this one was seen is
+        // that of a store that has lost it.
+        if reply.generation > seen.0 || (reply.generation < seen.0 && known == seen.0) {
             let from = std::mem::replace(&mut *seen, (reply.generation, reply.state)).1;
             self.watch.turned(Event { from, to: reply.state });
         }
         Ok(reply)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, (i64, State)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -606,6 +606,25 @@ async fn the_metrics_show_states_outcomes_and_transitions() {
 }
 
 #[tokio::test]
+async fn what_an_instance_shows_follows_a_store_that_has_forgotten_the_breaker() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let store = Store::new(MemoryBackend::new());
+    let breaker = metrics::with_local_recorder(&recorder, || {
+        DistributedBreaker::new(store.clone(), "b", &after(1), OnUnavailable::Refuse).unwrap()
+    });
+    let events = breaker.events();
+    breaker.isolate().await.unwrap();
+    store.delete("breaker:b").await.unwrap();
+    assert!(breaker.execute(succeed).await.is_ok());
+    let turns: Vec<_> = events.take(2).map(|event| event.to).collect().await;
+    assert_eq!(turns, [State::Isolated, State::Closed]);
+    let snapshot = seen.snapshot().into_vec();
+    let state = snapshot.iter().find(|(key, ..)| key.key().name() == "commonhold_breaker_state").unwrap();
+    assert_eq!(state.3, DebugValue::Gauge(0.0.into()));
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused_when_it_is_made() {
     let store = Store::new(MemoryBackend::new());
     let kind = |error: commonhold::Error| error.kind();
