@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -102,19 +103,29 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        match self.breaker.try_acquire() {
-            Ok(permit) => TowerFuture::Called {
-                future: self.service.call(request),
-                permit: Some(permit),
-                is_failure: self.is_failure.clone(),
-            },
-            Err(refused) => TowerFuture::Refused { refused: Some(refused) },
-        }
+        let permit = match self.breaker.try_acquire() {
+            Ok(permit) => permit,
+            Err(refused) => return TowerFuture::Refused { refused: Some(refused) },
+        };
+        let mut permit = Some(permit);
+        let future = counted(&mut permit, || self.service.call(request));
+        TowerFuture::Called { future, permit, is_failure: self.is_failure.clone() }
     }
 }
 
+/// Goes on with the call. A panic counts as a failure and goes on too: nobody sees what it left behind who would not have
+/// seen it anyway.
+fn counted<T>(permit: &mut Option<Permit>, call: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        if let Some(permit) = permit.take() {
+            permit.failure();
+        }
+        resume_unwind(panic)
+    })
+}
+
 pin_project! {
-    /// The future of a [`TowerService`]. Dropped before it ends, the call counts neither way.
+    /// The future of a [`TowerService`]. Dropped before it ends, the call counts neither way; a panic counts as a failure.
     #[project = Projection]
     #[derive(Debug)]
     pub enum TowerFuture<F, P> {
@@ -135,7 +146,7 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             Projection::Called { future, permit, is_failure } => {
-                let result = ready!(future.poll(context));
+                let result = ready!(counted(permit, || future.poll(context)));
                 if let Some(permit) = permit.take() {
                     permit.settle(is_failure.is_failure(&result));
                 }

@@ -22,7 +22,7 @@ use commonhold_testkit::{eventually, servers::Redis};
 use futures_util::{FutureExt as _, StreamExt as _};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tokio::{sync::Semaphore, task::JoinSet};
-use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+use tower::{Layer as _, ServiceBuilder, ServiceExt as _, service_fn};
 
 use crate::common::{PATIENCE, Place};
 
@@ -114,6 +114,19 @@ async fn a_panic_counts_as_a_failure_and_goes_on() {
     let call = shared.execute(|| async { panic!("at the call") as Result<(), ()> });
     assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
     assert_eq!(shared.show().await.unwrap().state, State::Open);
+    async fn panics(_: ()) -> Result<(), ()> {
+        panic!("in the service")
+    }
+    fn panics_at_once(_: ()) -> std::future::Ready<Result<(), ()>> {
+        panic!("at the call")
+    }
+    let (breaker, _clock) = local(&after(2));
+    let layer = TowerLayer::new(&breaker);
+    let call = layer.layer(service_fn(panics)).oneshot(());
+    assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
+    let call = layer.layer(service_fn(panics_at_once)).oneshot(());
+    assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
+    assert_eq!((breaker.state(), breaker.totals().cancelled), (State::Open, 0));
 }
 
 #[tokio::test]
