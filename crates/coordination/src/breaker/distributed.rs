@@ -154,7 +154,7 @@ impl DistributedBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let permit = self.try_acquire().await.map_err(BreakerError::widen)?;
-        let ended = execute::make(call, is_failure).await;
+        let ended = execute::make(call, |result| result.as_ref().is_err_and(is_failure)).await;
         permit.settle(ended.failed).await;
         ended.go_on()
     }

@@ -20,15 +20,14 @@ pub(super) struct Ended<T, E> {
 // A panic goes on after it was counted: nobody sees what it left behind who would not have seen it anyway.
 pub(super) async fn make<T, E, F>(
     call: impl FnOnce() -> F,
-    is_failure: impl FnOnce(&E) -> bool,
+    is_failure: impl FnOnce(&Result<T, E>) -> bool,
 ) -> Ended<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
     let outcome = AssertUnwindSafe(async { call().await }).catch_unwind().await;
     let failed = match &outcome {
-        Ok(Ok(_)) => false,
-        Ok(Err(error)) => is_failure(error),
+        Ok(result) => is_failure(result),
         Err(_panic) => true,
     };
     Ended { failed, outcome }

@@ -98,7 +98,7 @@ impl LocalBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let permit = self.try_acquire().map_err(BreakerError::widen)?;
-        let ended = execute::make(call, is_failure).await;
+        let ended = execute::make(call, |result| result.as_ref().is_err_and(is_failure)).await;
         permit.settle(ended.failed);
         ended.go_on()
     }

@@ -7,11 +7,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{core::Permit, error::BreakerError, local::LocalBreaker};
+use super::{
+    core::Permit, distributed::DistributedBreaker, error::BreakerError, execute, local::LocalBreaker,
+};
 
 /// Puts a breaker around tower services: all that are made with it share the breaker.
 ///
@@ -32,16 +35,16 @@ use super::{core::Permit, error::BreakerError, local::LocalBreaker};
 /// # }).unwrap();
 /// ```
 #[derive(Debug, Clone)]
-pub struct TowerLayer<P = AnyError> {
-    breaker: LocalBreaker,
+pub struct TowerLayer<P = AnyError, B = LocalBreaker> {
+    breaker: B,
     is_failure: P,
 }
 
 /// A tower service behind a breaker. It is ready when the service is; a call that is not let through fails at once.
 #[derive(Debug, Clone)]
-pub struct TowerService<S, P = AnyError> {
+pub struct TowerService<S, P = AnyError, B = LocalBreaker> {
     service: S,
-    breaker: LocalBreaker,
+    breaker: B,
     is_failure: P,
 }
 
@@ -67,22 +70,23 @@ impl<T, E, F: Fn(&Result<T, E>) -> bool> FailureRule<T, E> for F {
     }
 }
 
-impl TowerLayer {
-    /// Asks this breaker, or the [part in memory](super::HybridBreaker::local) of a hybrid one. Every error is a failure.
-    pub fn new(breaker: &LocalBreaker) -> Self {
+impl<B: Clone> TowerLayer<AnyError, B> {
+    /// Asks this breaker: a [`LocalBreaker`], the [part in memory](super::HybridBreaker::local) of a hybrid one, or a
+    /// [`DistributedBreaker`], around services that can be cloned. Every error is a failure.
+    pub fn new(breaker: &B) -> Self {
         Self { breaker: breaker.clone(), is_failure: AnyError }
     }
 }
 
-impl<P> TowerLayer<P> {
+impl<P, B> TowerLayer<P, B> {
     /// Counts those results as failures for which this is true.
-    pub fn failing_if<Q>(self, is_failure: Q) -> TowerLayer<Q> {
+    pub fn failing_if<Q>(self, is_failure: Q) -> TowerLayer<Q, B> {
         TowerLayer { breaker: self.breaker, is_failure }
     }
 }
 
-impl<S, P: Clone> Layer<S> for TowerLayer<P> {
-    type Service = TowerService<S, P>;
+impl<S, P: Clone, B: Clone> Layer<S> for TowerLayer<P, B> {
+    type Service = TowerService<S, P, B>;
 
     fn layer(&self, service: S) -> Self::Service {
         TowerService { service, breaker: self.breaker.clone(), is_failure: self.is_failure.clone() }
@@ -110,6 +114,35 @@ where
         let mut permit = Some(permit);
         let future = counted(&mut permit, || self.service.call(request));
         TowerFuture::Called { future, permit, is_failure: self.is_failure.clone() }
+    }
+}
+
+impl<S, P, R> Service<R> for TowerService<S, P, DistributedBreaker>
+where
+    S: Service<R, Response: Send, Error: Send, Future: Send> + Clone + Send + 'static,
+    P: FailureRule<S::Response, S::Error> + Clone + Send + 'static,
+    R: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BreakerError<S::Error>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.service.poll_ready(context).map_err(BreakerError::Inner)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        // The one that is ready makes the call.
+        let next = self.service.clone();
+        let mut service = std::mem::replace(&mut self.service, next);
+        let (breaker, rule) = (self.breaker.clone(), self.is_failure.clone());
+        async move {
+            let permit = breaker.try_acquire().await.map_err(BreakerError::widen)?;
+            let ended = execute::make(|| service.call(request), move |result| rule.is_failure(result)).await;
+            permit.settle(ended.failed).await;
+            ended.go_on()
+        }
+        .boxed()
     }
 }
 

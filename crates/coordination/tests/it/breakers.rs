@@ -205,6 +205,16 @@ async fn a_tower_service_and_a_store_stand_behind_it() {
     assert!(matches!(service.clone().oneshot(Err("x")).await, Err(BreakerError::Inner("x"))));
     assert!(matches!(service.oneshot(Ok(1)).await, Err(BreakerError::Open { .. })));
 
+    let store = Store::new(MemoryBackend::new());
+    let breaker = DistributedBreaker::new(store, "b", &after(1), OnUnavailable::Refuse).unwrap();
+    let service = ServiceBuilder::new()
+        .layer(TowerLayer::new(&breaker).failing_if(|result: &Result<u8, ()>| *result == Ok(2)))
+        .service(service_fn(|answer: u8| async move { Ok(answer) }));
+    assert_eq!(service.clone().oneshot(1).await.ok(), Some(1));
+    assert_eq!(breaker.show().await.unwrap().state, State::Closed);
+    assert_eq!(service.clone().oneshot(2).await.ok(), Some(2));
+    assert!(matches!(service.oneshot(1).await, Err(BreakerError::Open { .. })));
+
     let plan = FaultPlan::new();
     let (breaker, clock) = local(&after(1));
     let store = Store::new(MemoryBackend::new()).layer(Fault::new(&plan)).layer(BreakerLayer::new(&breaker));
