@@ -9,7 +9,10 @@ use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -55,7 +58,9 @@ impl Worker {
             .env("COORDINATION_URL", url)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        shift_clock(&mut command, fastrand::choice([-HOUR, 0, HOUR]).unwrap());
+        static STARTED: AtomicI64 = AtomicI64::new(0);
+        // An hour ahead, right, an hour behind, and again.
+        shift_clock(&mut command, HOUR * (STARTED.fetch_add(1, Relaxed) % 3 - 1));
         let mut child = command.spawn().unwrap();
         let (output, lines) = (BufReader::new(child.stdout.take().unwrap()), Arc::clone(lines));
         let reader = thread::spawn(move || {
