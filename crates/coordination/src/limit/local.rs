@@ -92,15 +92,28 @@ impl LocalLimiter {
     #[inline]
     pub fn try_acquire(&self, permits: u64) -> Result<Decision> {
         self.limit().check(permits)?;
+        // Each way ends by itself: what the caller does not look at is not computed then.
+        match (&self.state, &self.meter) {
+            (State::Bucket(bucket), None) => Ok(bucket.take(permits, self.time.micros()).into()),
+            _ => Ok(self.take_counted(permits).into()),
+        }
+    }
+
+    #[inline(never)]
+    fn take_counted(&self, permits: u64) -> Outcome {
         let now = self.time.micros();
         let outcome = match &self.state {
             State::Bucket(bucket) => bucket.take(permits, now),
-            State::Window(limit, window) => take_from(*limit, window, permits, now),
+            State::Window(limit, window) => {
+                let mut window = lock(window);
+                window.slide(*limit, now);
+                window.take(*limit, permits, now)
+            }
         };
         if let Some(meter) = &self.meter {
             meter.count(Verdict::of(outcome.allowed), Some(outcome.remaining));
         }
-        Ok(outcome.into())
+        outcome
     }
 
     /// Waits until so many permits are there and takes them. Callers are not in line: who asks for many may wait
@@ -163,14 +176,6 @@ impl LocalLimiter {
             }
         }
     }
-}
-
-// Apart, so that the way of the bucket stays short where it is inlined.
-#[inline(never)]
-fn take_from(limit: SlidingWindow, window: &Mutex<Window>, permits: u64, now: u64) -> Outcome {
-    let mut window = lock(window);
-    window.slide(limit, now);
-    window.take(limit, permits, now)
 }
 
 // A window is changed by steps that cannot panic half-way, so a poisoned one is whole.
