@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use commonhold_core::{Change, Key, Store};
+use commonhold_redis::RedisBackend;
 use commonhold_testkit::{eventually, servers::RedisCluster};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use crate::{
-    common::{open, works},
+    common::{config, open, works},
     sentinel::Counting,
 };
 
@@ -29,7 +30,8 @@ async fn assert_filled(store: &Store, count: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_under_load_are_followed_and_nothing_is_lost() {
     let cluster = RedisCluster::start();
-    let store = open(&cluster.url(), "").await.unwrap();
+    // Patient: whatever takes long here is no fault.
+    let store = Store::new(RedisBackend::open(config(&cluster.url())).await.unwrap());
     fill(&store, 1_000).await;
     let counting = Counting::start(store.clone(), "n");
     counting.gains(50).await;
