@@ -6,6 +6,7 @@ mod common;
 mod counters;
 mod elections;
 mod fences;
+mod hybrid_breakers;
 mod limit;
 mod locks;
 mod processes;
