@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use commonhold_core::{Error, ErrorKind, Result, Retry, url::Endpoint};
+use futures_util::FutureExt as _;
 use redis::{
     AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError,
     aio::MultiplexedConnection,
@@ -231,16 +232,17 @@ impl Connection {
         self.reply(access, connection.send_packed_commands(commands, 0, commands.len())).await
     }
 
-    async fn reply<T>(
+    // Not an async fn: that would have room for the reply's future twice.
+    fn reply<T>(
         &self,
         access: Access,
         reply: impl Future<Output = redis::RedisResult<T>>,
-    ) -> Result<T> {
+    ) -> impl Future<Output = Result<T>> {
         let limit = match access {
             Access::Read => self.read_timeout,
             Access::Write => self.write_timeout,
         };
-        match timeout(limit, reply).await {
+        timeout(limit, reply).map(move |replied| match replied {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 self.give_up();
@@ -251,7 +253,7 @@ impl Connection {
                 self.give_up();
                 Err(timed_out(access, limit))
             }
-        }
+        })
     }
 
     /// Subscribes to a channel or a pattern and waits until that is in force.

@@ -8,7 +8,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 
-type Work<T> = Shared<BoxFuture<'static, Result<T>>>;
+pub(crate) type Work<T> = Shared<BoxFuture<'static, Result<T>>>;
 
 /// Lets callers join the work that is in flight instead of beginning it again: one reconnect for all of them.
 ///
@@ -23,21 +23,18 @@ impl<T> Default for Flight<T> {
 
 impl<T: Clone + Send + Sync + 'static> Flight<T> {
     /// Joins the work that is in flight, or begins it.
-    pub(crate) async fn join(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        let shared = {
-            let mut flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*flight {
-                Some(shared) if shared.peek().is_none() => shared.clone(),
-                _ => {
-                    let task = tokio::spawn(work);
-                    let ended = |_| {
-                        let message = "the runtime on which the connection was made has ended";
-                        Err(Error::new(ErrorKind::Closed, message).with_retry(Retry::Safe))
-                    };
-                    flight.insert(task.map(move |done| done.unwrap_or_else(ended)).boxed().shared()).clone()
-                }
+    pub(crate) fn join(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Work<T> {
+        let mut flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*flight {
+            Some(shared) if shared.peek().is_none() => shared.clone(),
+            _ => {
+                let task = tokio::spawn(work);
+                let ended = |_| {
+                    let message = "the runtime on which the connection was made has ended";
+                    Err(Error::new(ErrorKind::Closed, message).with_retry(Retry::Safe))
+                };
+                flight.insert(task.map(move |done| done.unwrap_or_else(ended)).boxed().shared()).clone()
             }
-        };
-        shared.await
+        }
     }
 }

@@ -109,7 +109,8 @@ impl Node {
         if !self.moves || !connection.is_check_due() {
             return true;
         }
-        if role(connection).await.is_ok_and(|role| role != Role::Primary.name()) {
+        // In a box, as all that is rare: a future is as large as the largest that it may wait for.
+        if Box::pin(role(connection)).await.is_ok_and(|role| role != Role::Primary.name()) {
             self.give_up(connection);
         }
         !connection.is_closed()
@@ -126,7 +127,7 @@ impl Node {
         let reply = connection.command(request.access, &request.command).await?;
         match request.script {
             Some(source) if has_code(&reply, "NOSCRIPT") => {
-                load_and_repeat(&connection, request, source).await
+                Box::pin(load_and_repeat(&connection, request, source)).await
             }
             _ => Ok(self.noting(&connection, reply)),
         }
