@@ -13,6 +13,7 @@ pub(crate) fn micros(now: Timestamp) -> i64 {
 pub(crate) struct Fields<'a> {
     of: &'static str,
     rest: std::str::Split<'a, char>,
+    limit: i64,
 }
 
 impl<'a> Fields<'a> {
@@ -22,7 +23,12 @@ impl<'a> Fields<'a> {
     /// `Corrupt` if it is no text.
     pub(crate) fn new(of: &'static str, state: &'a [u8]) -> Result<Self> {
         let text = std::str::from_utf8(state).map_err(|_| corrupt(of))?;
-        Ok(Self { of, rest: text.split(' ') })
+        Ok(Self { of, rest: text.split(' '), limit: 1 << 53 })
+    }
+
+    /// Takes only integers that are less than this.
+    pub(crate) fn below(self, limit: i64) -> Self {
+        Self { limit, ..self }
     }
 
     /// The next field.
@@ -41,13 +47,13 @@ impl<'a> Fields<'a> {
         self.rest.next().map(|field| field.parse().map_err(|_| corrupt(self.of))).transpose()
     }
 
-    /// The next field, which is an integer from 0 to 2^53 - 1 without a sign: exact in scripts too.
+    /// The next field, which is an integer without a sign, from 0 to 2^53 - 1, exact in scripts too, or below the limit.
     ///
     /// # Errors
     /// `Corrupt` if there is none or it is something else.
     pub(crate) fn integer(&mut self) -> Result<i64> {
         let digits = self.word()?;
-        let value = digits.parse().ok().filter(|value| (0..1 << 53).contains(value));
+        let value = digits.parse().ok().filter(|value| (0..self.limit).contains(value));
         value
             .filter(|_| digits.len() <= 16 && digits.bytes().all(|byte| byte.is_ascii_digit()))
             .ok_or_else(|| corrupt(self.of))

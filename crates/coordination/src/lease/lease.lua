@@ -8,26 +8,36 @@ local REMEMBERED = 86400000000
 
 local corrupt = false
 local function int(digits)
-  local value = #digits <= 16 and tonumber(digits) or 2 ^ 53
-  corrupt = corrupt or value >= 2 ^ 53
+  local value = #digits <= 16 and tonumber(digits) or 2 ^ 52
+  corrupt = corrupt or value >= 2 ^ 52
   return value
 end
 
 local state = redis.call('GET', KEYS[1])
 
--- What most calls meet: nobody else holds or waits.
-if command == 'claim' and (not state or (#state <= 16 and string.find(state, '^%d+$'))) then
-  local ttl, weight, capacity, tokens = tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8])
-  local token = math.max(now, int(state or '0') + 1)
-  if not corrupt and weight <= capacity then
-    local value = string.format('%.0f H %s %s %.0f %s %.0f %s', token + tokens - 1, owner, ARGV[5], token, ARGV[3], now + ttl, ARGV[4])
-    redis.call('SET', KEYS[1], value, 'PX', string.format('%.0f', math.ceil((ttl + REMEMBERED) / 1000)))
-    return 'granted ' .. string.format('%.0f', token)
+-- What most calls meet: nobody else holds or waits. Decided by digits, as many as the time has: to make numbers of them,
+-- and digits of numbers, takes longer than all the rest.
+local digits = time[1] .. string.sub('00000' .. time[2], -6)
+local function less(a, b)
+  return #a == #b and a < b
+end
+local LIMIT = '4503599627370496'
+if command == 'claim' and less(digits, LIMIT) and (not state or less(state, digits) and not string.find(state, '%D')) then
+  local ttl, weight, tokens = ARGV[3], ARGV[5], ARGV[8]
+  if tonumber(weight) <= tonumber(ARGV[6]) then
+    local last = tokens == '1' and digits or string.format('%.0f', now + tokens - 1)
+    local expires = string.format('%.0f', now + ttl)
+    local value = last .. ' H ' .. owner .. ' ' .. weight .. ' ' .. digits .. ' ' .. ttl .. ' ' .. expires .. ' ' .. ARGV[4]
+    redis.call('SET', KEYS[1], value, 'PX', math.ceil((ttl + REMEMBERED) / 1000))
+    return 'granted ' .. digits
   end
 elseif command == 'release' and state then
-  local _, to, digits, who, ttl, expires = string.find(state, '^(%d+) H ([!-~]+) %d+ %d+ (%d+) (%d+) [!-~]+$')
-  if to and who == owner and #digits <= 16 and #expires <= 15 and tonumber(expires) > now then
-    redis.call('SET', KEYS[1], digits == ARGV[4] and ARGV[5] or digits, 'PX', REMEMBERED / 1000)
+  local last, who, weight, token, ttl, expires =
+    string.match(state, '^([1-9]%d+) H ([!-~]+) (%d+) (%d+) ([1-9]%d*) (%d+) [!-~]+$')
+  if who == owner and #weight < 16 and #ttl < 16 and less(last, LIMIT) and less(token, LIMIT) and less(expires, LIMIT)
+    and less(digits, expires)
+  then
+    redis.call('SET', KEYS[1], last == ARGV[4] and ARGV[5] or last, 'PX', REMEMBERED / 1000)
     return '1'
   end
 end

@@ -54,6 +54,10 @@ pub(crate) struct Term {
     pub(crate) expires: i64,
 }
 
+/// What all numbers of a state are less than: tokens can rise and sums of two are exact in scripts. As a time it is reached
+/// in 2112.
+const LIMIT: i64 = 1 << 52;
+
 impl Term {
     pub(crate) fn new(ttl: i64, now: i64) -> Self {
         Self { ttl, expires: now + ttl }
@@ -87,7 +91,7 @@ impl State {
     /// # Errors
     /// `Corrupt` if it is something else.
     pub(crate) fn parse(state: &[u8]) -> Result<Self> {
-        let mut fields = Fields::new(OF, state)?;
+        let mut fields = Fields::new(OF, state)?.below(LIMIT);
         let mut parsed = Self { last_token: fields.integer()?, ..Self::default() };
         while let Some(kind) = fields.optional::<String>()? {
             match &*kind {
