@@ -9,11 +9,12 @@ use std::{
 };
 
 use commonhold_core::{Key, Result};
-use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio::{runtime::Handle, sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     leases::{Given, Leases, Wanted},
+    schedule::Scheduled,
     transition::{Renew, micros_of},
 };
 
@@ -25,7 +26,8 @@ const GRAIN: Duration = Duration::from_millis(2);
 /// A lease. Dropping it gives it back in the background.
 pub(crate) struct Held {
     shared: Arc<Shared>,
-    renewal: JoinHandle<()>,
+    /// Its first renewal.
+    scheduled: Scheduled,
     /// Those that nobody has had; more than the first.
     tokens: Range<i64>,
     given_back: bool,
@@ -35,7 +37,7 @@ pub(crate) struct Held {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beginning {
     deadline: Instant,
-    renewal: Duration,
+    renewal: Instant,
 }
 
 /// What was granted to a place in the line lasts as long as that; soon it is renewed for its own time, unless it is given
@@ -45,12 +47,13 @@ const SOON: Duration = Duration::from_millis(20);
 impl Beginning {
     /// Of one that was granted to a request which was sent at this time.
     pub(crate) fn claimed(sent: Instant, ttl: Duration, clock_error: Duration) -> Self {
-        Self { deadline: deadline(sent, ttl, clock_error), renewal: ttl / 3 }
+        Self { deadline: deadline(sent, ttl, clock_error), renewal: Instant::now() + ttl / 3 }
     }
 
     /// Of one that was granted to a place in the line, to one who asked for that at this time.
     pub(crate) fn granted(sent: Instant, patience: Duration, clock_error: Duration) -> Self {
-        Self { deadline: deadline(sent, patience, clock_error), renewal: SOON.min(patience / 3) }
+        let renewal = Instant::now() + SOON.min(patience / 3);
+        Self { deadline: deadline(sent, patience, clock_error), renewal }
     }
 
     /// Whether it lasts for this long from now.
@@ -59,16 +62,25 @@ impl Beginning {
     }
 }
 
-struct Shared {
+pub(super) struct Shared {
     leases: Arc<Leases>,
     key: Key,
     capacity: i64,
     owner: String,
     term: Mutex<Term>,
+    renewal: Mutex<Renewal>,
+    /// One at a time is on its way.
     renewals: tokio::sync::Mutex<()>,
     /// The time to live is another one.
     changed: Notify,
     lost: CancellationToken,
+}
+
+/// The task that renews.
+enum Renewal {
+    ToCome,
+    Runs(JoinHandle<()>),
+    Stopped,
 }
 
 #[derive(Debug, Clone)]
@@ -97,12 +109,13 @@ impl Held {
             capacity,
             owner,
             term: Mutex::new(term),
+            renewal: Mutex::new(Renewal::ToCome),
             renewals: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             lost,
         });
-        let renewal = tokio::spawn(renew(Arc::clone(&shared), beginning.renewal));
-        Self { shared, renewal, tokens, given_back: false }
+        let scheduled = shared.leases.schedule().add(beginning.renewal, Arc::clone(&shared));
+        Self { shared, scheduled, tokens, given_back: false }
     }
 
     /// A token that nobody has had, greater than those before.
@@ -142,6 +155,7 @@ impl Held {
         self.shared.leases.check_ttl(ttl)?;
         self.shared.term().ttl = ttl;
         // The next renewal may have to come sooner.
+        self.shared.begin(ttl / 3, self.scheduled.runtime());
         self.shared.changed.notify_one();
         self.shared.renew().await
     }
@@ -172,7 +186,9 @@ impl Held {
 
     /// Stops the renewal. One that is on its way does nothing once the lease is given back.
     fn stop(&self) {
-        self.renewal.abort();
+        if let Renewal::Runs(task) = std::mem::replace(&mut *self.shared.renewal(), Renewal::Stopped) {
+            task.abort();
+        }
         self.shared.lost.cancel();
     }
 }
@@ -190,6 +206,18 @@ impl Drop for Held {
 impl Shared {
     fn term(&self) -> MutexGuard<'_, Term> {
         self.term.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renewal(&self) -> MutexGuard<'_, Renewal> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews it after this pause and from then on, unless that has begun, or it is given back.
+    pub(super) fn begin(self: &Arc<Self>, pause: Duration, runtime: &Handle) {
+        let mut renewal = self.renewal();
+        if let Renewal::ToCome = *renewal {
+            *renewal = Renewal::Runs(runtime.spawn(renew(Arc::clone(self), pause)));
+        }
     }
 
     /// Renews once, and says whether it is still held. One renewal at a time: the last decides how long it lasts.
@@ -253,9 +281,13 @@ async fn renew(shared: Arc<Shared>, mut pause: Duration) {
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held")
-            .field("key", &self.shared.key)
-            .field("owner", &self.shared.owner)
-            .finish_non_exhaustive()
+        self.shared.fmt(f)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, owner, .. } = self;
+        f.debug_struct("Held").field("key", key).field("owner", owner).finish_non_exhaustive()
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     held::{Beginning, Held},
+    schedule::Schedule,
     state::State,
     transition::{Claim, Claimed, Release, Released, Show, micros_of},
     wake::Wakeups,
@@ -42,6 +43,7 @@ pub(crate) struct Leases {
     label: String,
     claims: AtomicU64,
     wakeups: Arc<Wakeups>,
+    schedule: Schedule,
     /// Of the last claim.
     runtime: Mutex<Option<Handle>>,
     /// What is given back in the background.
@@ -78,6 +80,7 @@ impl Leases {
             label,
             claims: AtomicU64::new(0),
             wakeups,
+            schedule: Schedule::default(),
             runtime: Mutex::default(),
             abandoned: TaskTracker::new(),
         })
@@ -90,6 +93,10 @@ impl Leases {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     pub(super) fn clock_error(&self) -> Duration {

@@ -2,6 +2,7 @@
 
 mod held;
 mod leases;
+mod schedule;
 mod state;
 mod transition;
 mod wake;

@@ -358,6 +358,44 @@ async fn a_lock_is_renewed_for_as_long_as_it_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_for_a_short_time_is_renewed_in_time_beside_and_after_those_for_a_long_one() {
+    let locks = Locks::new(Store::new(MemoryBackend::new())).unwrap();
+    let long = locks.try_acquire("long", TTL * 1_000).await.unwrap().unwrap();
+    let beside = locks.try_acquire("beside", TTL).await.unwrap().unwrap();
+    long.release().await.unwrap();
+    let after = locks.try_acquire("after", TTL).await.unwrap().unwrap();
+    let again = locks.try_acquire("long", TTL).await.unwrap().unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(TTL).await;
+        assert!(beside.is_held() && after.is_held() && again.is_held());
+    }
+}
+
+#[test]
+fn locks_are_renewed_on_their_own_runtime_whatever_becomes_of_others() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    };
+    let (ended, idle, alive) = (runtime(), runtime(), runtime());
+    let locks = Locks::new(Store::new(MemoryBackend::new())).unwrap();
+    let claim = |name| {
+        let locks = locks.clone();
+        async move { locks.try_acquire(name, TTL).await.unwrap().unwrap() }
+    };
+    let _of_ended = ended.block_on(claim("of one that has ended"));
+    let _of_idle = idle.block_on(claim("of one that nobody drives"));
+    drop(ended);
+    alive.block_on(async {
+        let guard = claim("of one that is alive").await;
+        for _ in 0..3 {
+            tokio::time::sleep(TTL).await;
+            assert!(guard.is_held());
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_whose_time_is_shortened_is_held_for_no_longer_than_that() {
     let plan = FaultPlan::new();
     let locks = Locks::new(Store::new(MemoryBackend::new()).layer(Fault::new(&plan))).unwrap();
