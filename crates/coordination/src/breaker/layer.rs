@@ -1,17 +1,22 @@
 //! A breaker around a store.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use commonhold_core::{
     Answer, Error, ErrorKind, Result, Retry,
     layers::{Call, Operation, Outcome, Uniform},
 };
 use futures_util::{
-    StreamExt as _,
+    Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
 
-use super::{core::Permit, error::BreakerError, local::LocalBreaker};
+use super::{
+    core::Permit,
+    distributed::{DistributedBreaker, DistributedPermit},
+    error::BreakerError,
+    local::LocalBreaker,
+};
 
 /// Keeps calls from a store that does not answer: they fail at once with [`Unavailable`](ErrorKind::Unavailable), safe to
 /// repeat, while the breaker is open.
@@ -38,37 +43,63 @@ use super::{core::Permit, error::BreakerError, local::LocalBreaker};
 /// # Ok::<(), commonhold_core::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct BreakerLayer {
-    breaker: LocalBreaker,
+pub struct BreakerLayer<B = LocalBreaker> {
+    breaker: B,
+}
+
+impl<B: Clone> BreakerLayer<B> {
+    /// Asks this breaker: a [`LocalBreaker`], the [part in memory](super::HybridBreaker::local) of a hybrid one, or a
+    /// [`DistributedBreaker`], which takes two more round trips for each call. Not one whose own state lies in this very
+    /// store.
+    pub fn new(breaker: &B) -> Self {
+        Self { breaker: breaker.clone() }
+    }
 }
 
 impl BreakerLayer {
-    /// Asks this breaker, or the [part in memory](super::HybridBreaker::local) of a hybrid one. Not of one whose own
-    /// state lies in this very store.
-    pub fn new(breaker: &LocalBreaker) -> Self {
-        Self { breaker: breaker.clone() }
-    }
-
     fn permit(&self, operation: Operation, backend: &'static str) -> Result<Permit> {
-        self.breaker.try_acquire().map_err(|refused| {
-            let message = match &refused {
-                BreakerError::Isolated => {
-                    format!("the circuit breaker \"{}\" is isolated", self.breaker.name())
-                }
-                _ => format!("the circuit breaker \"{}\" is open", self.breaker.name()),
-            };
-            Error::new(ErrorKind::Unavailable, message)
-                .with_retry(Retry::Safe)
-                .with_source(refused)
-                .at(backend, operation.name())
-        })
+        let refused = |refused| error(self.breaker.name(), refused, operation, backend);
+        self.breaker.try_acquire().map_err(refused)
     }
+}
+
+impl BreakerLayer<DistributedBreaker> {
+    async fn permit(&self, operation: Operation, backend: &'static str) -> Result<DistributedPermit> {
+        let refused = |refused| error(self.breaker.name(), refused, operation, backend);
+        self.breaker.try_acquire().await.map_err(refused)
+    }
+}
+
+/// What a call that is not let through fails with.
+fn error(breaker: &str, refused: BreakerError, operation: Operation, backend: &'static str) -> Error {
+    let message = match &refused {
+        BreakerError::Isolated => format!("the circuit breaker \"{breaker}\" is isolated"),
+        BreakerError::Unavailable(error) => format!("the circuit breaker \"{breaker}\" is away: {error}"),
+        BreakerError::Open { .. } => format!("the circuit breaker \"{breaker}\" is open"),
+        BreakerError::Inner(never) => match *never {},
+    };
+    let error = Error::new(ErrorKind::Unavailable, message).with_retry(Retry::Safe);
+    error.with_source(refused).at(backend, operation.name())
 }
 
 fn is_failure<T>(result: &Result<T>) -> bool {
     result.as_ref().is_err_and(|error| {
         use ErrorKind::{Internal, Overloaded, Timeout, Unavailable};
         matches!(error.kind(), Unavailable | Timeout | Overloaded | Internal)
+    })
+}
+
+/// Says of the first item whether it is a failure. A stream without any is none.
+fn counting_first<T, F: Future>(
+    stream: BoxStream<'static, Result<T>>,
+    settle: impl FnOnce(bool) -> F,
+) -> impl Stream<Item = Result<T>> {
+    stream::unfold((stream, Some(settle)), |(mut stream, mut settle)| async move {
+        let item = stream.next().await;
+        if let Some(settle) = settle.take() {
+            settle(item.as_ref().is_some_and(is_failure)).await;
+        }
+        item.map(|item| (item, (stream, None)))
     })
 }
 
@@ -93,17 +124,37 @@ impl Uniform for BreakerLayer {
         backend: &'static str,
         stream: BoxStream<'static, Result<T>>,
     ) -> BoxStream<'static, Result<T>> {
-        let permit = match self.permit(operation, backend) {
-            Err(refused) => return stream::once(std::future::ready(Err(refused))).boxed(),
-            Ok(permit) => permit,
-        };
-        stream::unfold((stream, Some(permit)), |(mut stream, mut permit)| async move {
-            let item = stream.next().await;
-            if let Some(permit) = permit.take() {
-                permit.settle(item.as_ref().is_some_and(is_failure));
-            }
-            item.map(|item| (item, (stream, None)))
+        match self.permit(operation, backend) {
+            Err(refused) => stream::once(ready(Err(refused))).boxed(),
+            Ok(permit) => counting_first(stream, async |failed| permit.settle(failed)).boxed(),
+        }
+    }
+}
+
+impl Uniform for BreakerLayer<DistributedBreaker> {
+    fn once<'a, T: Outcome>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl FnOnce() -> Answer<'a, T> + Send + 'a,
+    ) -> Answer<'a, T> {
+        Answer::later(async move {
+            let permit = self.permit(call.operation, call.backend).await?;
+            let result = attempt().await;
+            permit.settle(is_failure(&result)).await;
+            result
         })
-        .boxed()
+    }
+
+    fn stream<T: Send + 'static>(
+        self: Arc<Self>,
+        operation: Operation,
+        backend: &'static str,
+        stream: BoxStream<'static, Result<T>>,
+    ) -> BoxStream<'static, Result<T>> {
+        let begun = async move {
+            let permit = self.permit(operation, backend).await;
+            permit.map(|permit| counting_first(stream, |failed| permit.settle(failed)))
+        };
+        stream::once(begun).try_flatten().boxed()
     }
 }

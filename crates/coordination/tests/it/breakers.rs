@@ -231,6 +231,42 @@ async fn a_tower_service_and_a_store_stand_behind_it() {
     assert_eq!((entries.len(), breaker.state()), (1, State::Closed));
 }
 
+#[tokio::test]
+async fn a_layer_asks_a_breaker_that_all_instances_share() {
+    let (shared, breakers_are_away) = (Store::new(MemoryBackend::new()), FaultPlan::new());
+    let breaker = |store| DistributedBreaker::new(store, "b", &after(2), OnUnavailable::Refuse).unwrap();
+    let one = breaker(shared.clone().layer(Fault::new(&breakers_are_away)));
+    let other = breaker(shared);
+    let (plan, backend) = (FaultPlan::new(), Store::new(MemoryBackend::new()));
+    let store = |breaker| backend.clone().layer(Fault::new(&plan)).layer(BreakerLayer::new(breaker));
+    let (mine, theirs) = (store(&one), store(&other));
+
+    mine.put("k", "text").await.unwrap();
+    assert_eq!(mine.increment("k", 1).await.unwrap_err().kind(), ErrorKind::NotInteger);
+    assert_eq!(mine.scan(Scan::prefix(Prefix::default())).count().await, 1);
+    plan.refuse(Operation::Get);
+    assert!(mine.get("k").await.is_err());
+    plan.refuse(Operation::Scan);
+    assert!(theirs.scan(Scan::prefix(Prefix::default())).next().await.unwrap().is_err());
+    assert_eq!(one.show().await.unwrap().state, State::Open, "what both have seen");
+
+    for store in [&mine, &theirs] {
+        let error = store.get("k").await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Safe));
+        assert!(error.to_string().contains("circuit breaker \"b\" is open"), "{error}");
+        let first = store.scan(Scan::prefix(Prefix::default())).next().await.unwrap();
+        assert_eq!(first.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    one.close().await.unwrap();
+    assert_eq!(mine.get("k").await.unwrap().as_deref(), Some(&b"text"[..]));
+    for _ in 0..2 {
+        breakers_are_away.refuse(Operation::Transact);
+    }
+    let error = mine.get("k").await.unwrap_err();
+    assert!(error.to_string().contains("circuit breaker \"b\" is away"), "{error}");
+}
+
 /// Three instances, as the store sees them.
 async fn three(place: &Place, settings: &Settings) -> Vec<DistributedBreaker> {
     let first = place.open().await;
