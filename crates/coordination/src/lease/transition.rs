@@ -458,21 +458,28 @@ mod tests {
             match self {
                 Self::Other(transition) => transition,
                 Self::Release(owner, unused) => {
-                    let last = state.map_or(0, |state| State::parse(state).unwrap().last_token);
-                    Box::new(Release { owner, capacity: 3, tokens: (last, last - i64::from(unused)) })
+                    let state = state.map(|state| State::parse(state).unwrap()).unwrap_or_default();
+                    let holder = state.holders.into_iter().find(|holder| holder.owner == owner);
+                    let granted = holder.map_or(0, |holder| holder.token + TOKENS - 1);
+                    Box::new(Release { owner, capacity: 3, tokens: (granted, granted - i64::from(unused)) })
                 }
             }
         }
     }
 
+    /// How many each claim brings.
+    const TOKENS: i64 = 3;
+
     fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
         let owner = || prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(String::from);
         let ttl = || prop::sample::select(vec![SECOND, 10 * SECOND, 60 * SECOND]);
-        let claims = (owner(), ttl(), 1..4_i64, prop::sample::select(vec![0, 5 * SECOND]), 2..4_i64)
-            .prop_map(|(owner, ttl, weight, patience, tokens)| {
-                let claim = Claim { owner, label: "=l".into(), weight, capacity: 3, ttl, patience, tokens };
+        let claims = (owner(), ttl(), 1..4_i64, prop::sample::select(vec![0, 5 * SECOND])).prop_map(
+            |(owner, ttl, weight, patience)| {
+                let label = "=l".into();
+                let claim = Claim { owner, label, weight, capacity: 3, ttl, patience, tokens: TOKENS };
                 Command::Other(Box::new(claim))
-            });
+            },
+        );
         let renewals = (owner(), ttl(), 0..2_i64).prop_map(|(owner, ttl, floor)| {
             let renew = Renew { owner, ttl, label: "=m".into(), floor: floor * START * 2 };
             Command::Other(Box::new(renew))
