@@ -11,7 +11,7 @@ use crate::{
     fence::Fence,
     guard::{Guard, Lease},
     holders::{Holders, to_label},
-    lease::{Leases, Wanted, after},
+    lease::{self, Leases, Wanted, after},
 };
 
 /// An election in a store: `election:NAME` is the entry.
@@ -108,11 +108,11 @@ impl Election {
     ) -> Result<Option<Lead>> {
         let label = label(value.as_ref())?;
         let wanted = Wanted { label, ..self.leases.one(self.key.clone(), ttl) };
-        let claimed = self.leases.claim(&wanted, Some(after(timeout))).await?;
-        Ok(claimed.map(|(held, token)| {
-            metrics::counter!("commonhold_elections_won_total").increment(1);
-            Lead { guard: Guard::new(wanted.key, token, Lease::new(held), None) }
-        }))
+        let asked = Instant::now();
+        let claimed = self.leases.claim(&wanted, Some(after(timeout))).await;
+        lease::claimed(&wanted.key, asked, &claimed);
+        Ok(claimed?
+            .map(|(held, token)| Lead { guard: Guard::new(wanted.key, token, Lease::new(held), None) }))
     }
 
     /// Campaigns, and works while it leads. When the lead is lost the work is dropped where it is, and it campaigns

@@ -9,7 +9,7 @@ use crate::{
     fence::Fence,
     guard::{Guard, Lease},
     holders::Holders,
-    lease::{Leases, Wanted, after},
+    lease::{self, Leases, Wanted, after},
     safety::Safety,
     semaphore::{RwLock, Semaphore},
     turn::Turns,
@@ -27,6 +27,10 @@ const TOKENS: i64 = 256;
 /// Who comes first goes first, and a process is told when a lock is released; one subscription serves all. Tasks of one
 /// process hand a lock on to each other for up to 5 ms without asking the store, each with a token of its own, before
 /// others have it; with [`fair`](Self::fair) they do not.
+///
+/// Metrics, also of semaphores, read-write locks and elections, each by `kind`: `commonhold_leases_held`,
+/// `commonhold_lease_claims_total` by `outcome` (`acquired`, `not_had`, `failed`), `commonhold_lease_wait_seconds`,
+/// `commonhold_leases_lost_total`. What lies in several servers counts in each.
 ///
 /// Cheap to clone; clones share everything. Use one for the whole process.
 ///
@@ -180,13 +184,7 @@ impl Locks {
         let key = key(name)?;
         let asked = Instant::now();
         let claimed = self.claim_in_turn(&key, ttl, deadline).await;
-        let outcome = match &claimed {
-            Ok(Some(_)) => "acquired",
-            Ok(None) => "not_had",
-            Err(_) => "failed",
-        };
-        metrics::counter!("commonhold_lock_claims_total", "outcome" => outcome).increment(1);
-        metrics::histogram!("commonhold_lock_wait_seconds").record(asked.elapsed().as_secs_f64());
+        lease::claimed(&key, asked, &claimed);
         claimed
     }
 

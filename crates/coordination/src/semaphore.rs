@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     guard::{Guard, Lease},
     holders::Holders,
-    lease::{Leases, Wanted, after},
+    lease::{self, Leases, Wanted, after},
 };
 
 /// A number of permits in a store, for those that may do something at the same time: `semaphore:NAME` is the entry.
@@ -156,8 +156,10 @@ async fn claim(
     deadline: Option<Instant>,
 ) -> Result<Option<Guard>> {
     let wanted = Wanted { weight, capacity, ..leases.one(key.clone(), ttl) };
-    let claimed = leases.claim(&wanted, deadline).await?;
-    Ok(claimed.map(|(held, token)| Guard::new(wanted.key, token, Lease::new(held), None)))
+    let asked = Instant::now();
+    let claimed = leases.claim(&wanted, deadline).await;
+    lease::claimed(key, asked, &claimed);
+    Ok(claimed?.map(|(held, token)| Guard::new(wanted.key, token, Lease::new(held), None)))
 }
 
 fn in_range(permits: u64, most: u64) -> Result<i64> {

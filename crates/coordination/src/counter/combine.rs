@@ -9,6 +9,7 @@ use std::{
 
 use commonhold_core::{Error, ErrorKind, Result, Retry};
 use futures_util::future::BoxFuture;
+use metrics::{Counter, counter};
 
 /// Adds a sum to a number, and returns the number after it.
 type AddSum = Box<dyn Fn(i64) -> BoxFuture<'static, Result<i64>> + Send + Sync>;
@@ -20,6 +21,8 @@ type AddSum = Box<dyn Fn(i64) -> BoxFuture<'static, Result<i64>> + Send + Sync>;
 pub(crate) struct Combine {
     add_sum: AddSum,
     state: Mutex<State>,
+    /// Additions, and the requests that they took.
+    counts: (Counter, Counter),
 }
 
 #[derive(Default)]
@@ -65,7 +68,9 @@ impl Combine {
     pub(crate) fn new(
         add_sum: impl Fn(i64) -> BoxFuture<'static, Result<i64>> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { add_sum: Box::new(add_sum), state: Mutex::default() })
+        let counts =
+            (counter!("commonhold_counter_increments_total"), counter!("commonhold_counter_requests_total"));
+        Arc::new(Self { add_sum: Box::new(add_sum), state: Mutex::default(), counts })
     }
 
     /// Adds this; `None` if it cannot travel with what is waiting, because their sum is no `i64`.
@@ -76,9 +81,15 @@ impl Combine {
             Some(part) => Some(part.await),
             None => {
                 let _alone = Alone(self);
+                self.count(1);
                 Some(Added { result: (self.add_sum)(delta).await, alone: true })
             }
         }
+    }
+
+    fn count(&self, additions: u64) {
+        self.counts.0.increment(additions);
+        self.counts.1.increment(1);
     }
 
     /// The place in what is added next; none for whoever is to travel alone.
@@ -129,7 +140,11 @@ struct Driver {
 impl Driver {
     async fn drive(mut self) {
         while let Some(batch) = self.combine.next() {
-            let sum = lock(&batch.0).sum;
+            let (sum, parts) = {
+                let progress = lock(&batch.0);
+                (progress.sum, progress.parts)
+            };
+            self.combine.count(parts as u64);
             self.batch = Some(Arc::clone(&batch));
             let after = (self.combine.add_sum)(sum).await;
             self.batch = None;

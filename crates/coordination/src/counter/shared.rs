@@ -11,7 +11,8 @@ use super::{combine::Combine, once};
 /// Increments that are made at the same time are added up and travel together; each is answered with its exact value, as
 /// if they had been made one after the other. One that finds nothing in flight is made at once.
 ///
-/// Cheap to clone; clones share what is in flight.
+/// Cheap to clone; clones share what is in flight. Metrics: `commonhold_counter_increments_total`, and
+/// `commonhold_counter_requests_total` that they took.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     leases::{Given, Leases, Wanted},
+    meter::{self, Counted},
     schedule::Scheduled,
     transition::{Renew, micros_of},
 };
@@ -31,6 +32,7 @@ pub(crate) struct Held {
     /// Those that nobody has had; more than the first.
     tokens: Range<i64>,
     given_back: bool,
+    _counted: Counted,
 }
 
 /// How long a lease is held for sure at first, and when it is renewed at first.
@@ -101,6 +103,7 @@ impl Held {
         beginning: Beginning,
     ) -> Self {
         let Wanted { key, capacity, ttl, label, .. } = wanted.clone();
+        let counted = Counted::new(&key);
         let term = Term { ttl, deadline: beginning.deadline, label, floor: 0 };
         let lost = CancellationToken::new();
         let shared = Arc::new(Shared {
@@ -115,7 +118,7 @@ impl Held {
             lost,
         });
         let scheduled = shared.leases.schedule().add(beginning.renewal, Arc::clone(&shared));
-        Self { shared, scheduled, tokens, given_back: false }
+        Self { shared, scheduled, tokens, given_back: false, _counted: counted }
     }
 
     /// A token that nobody has had, greater than those before.
@@ -262,7 +265,7 @@ async fn renew(shared: Arc<Shared>, mut pause: Duration) {
             shared.lost.cancel();
         }
         if shared.lost.is_cancelled() {
-            metrics::counter!("commonhold_leases_lost_total").increment(1);
+            meter::lost(&shared.key);
             tracing::warn!(key = %shared.key, "a lease was lost");
             return;
         }

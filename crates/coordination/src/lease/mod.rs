@@ -2,6 +2,7 @@
 
 mod held;
 mod leases;
+mod meter;
 mod schedule;
 mod state;
 mod transition;
@@ -10,5 +11,6 @@ mod wake;
 pub(crate) use self::{
     held::Held,
     leases::{Leases, Wanted, after},
+    meter::claimed,
     state::Holder,
 };

@@ -1,6 +1,6 @@
 //! Counters.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use commonhold::{
     ErrorKind, MemoryBackend, Store,
@@ -8,6 +8,8 @@ use commonhold::{
 };
 use commonhold_coordination::counter::{Counter, HybridCounter};
 use commonhold_testkit::eventually;
+use futures_util::future::join_all;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 use crate::common::{PATIENCE, Place};
 
@@ -259,4 +261,19 @@ fn a_hybrid_counter_that_is_dropped_outside_of_its_runtime_is_flushed() {
     runtime.block_on(eventually(PATIENCE, "it is flushed", async || {
         store.get("n").await.unwrap().as_deref() == Some(b"8")
     }));
+}
+
+#[tokio::test]
+async fn the_metrics_say_how_many_increments_took_how_many_requests() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let counter = metrics::with_local_recorder(&recorder, || {
+        Counter::new(Store::new(MemoryBackend::new()), "n").unwrap()
+    });
+    let increments = join_all((0..10).map(|_| counter.increment(1))).await;
+    assert!(increments.iter().all(Result::is_ok));
+    let told = seen.snapshot().into_vec().into_iter();
+    let told: HashMap<_, _> = told.map(|(key, _, _, value)| (key.key().name().to_owned(), value)).collect();
+    assert_eq!(told["commonhold_counter_increments_total"], DebugValue::Counter(10));
+    assert!(matches!(told["commonhold_counter_requests_total"], DebugValue::Counter(1..=10)));
 }

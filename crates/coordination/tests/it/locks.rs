@@ -6,9 +6,10 @@ use commonhold::{
     ErrorKind, ManualClock, MemoryBackend, Store,
     layers::{Fault, FaultPlan, Operation},
 };
-use commonhold_coordination::{Fenced, Locks};
+use commonhold_coordination::{Election, Fenced, Locks};
 use commonhold_testkit::{eventually, servers::Postgres};
 use futures_util::FutureExt as _;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 use crate::common::{PATIENCE, Place};
 
@@ -442,4 +443,52 @@ async fn names_and_times_out_of_range_are_refused() {
     assert_eq!(locks.try_acquire(&long, TTL).await.unwrap_err().kind(), ErrorKind::TooLarge);
     let guard = locks.try_acquire("\u{e4} *?[]{}\0", TTL).await.unwrap().unwrap();
     assert_eq!(guard.extend(Duration::MAX).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_metrics_say_what_is_held_and_what_became_of_claims() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    // What has changed since the last time.
+    let told = || {
+        let told = seen.snapshot().into_vec().into_iter().filter_map(|(key, _, _, value)| {
+            let labels: Vec<&str> = key.key().labels().map(metrics::Label::value).collect();
+            let number = match value {
+                DebugValue::Counter(count) => count as f64,
+                DebugValue::Gauge(value) => value.into_inner(),
+                DebugValue::Histogram(_) => return None,
+            };
+            Some((format!("{} {}", key.key().name(), labels.join(" ")), number))
+        });
+        told.collect::<std::collections::HashMap<String, f64>>()
+    };
+    let plan = FaultPlan::new();
+    let store = Store::new(MemoryBackend::new()).layer(Fault::new(&plan));
+    let locks = Locks::new(store.clone()).unwrap();
+    let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    assert!(locks.try_acquire("l", TTL).await.unwrap().is_none());
+    let permits = locks.semaphore("s", 2).unwrap().try_acquire(1, TTL).await.unwrap().unwrap();
+    let reading = locks.rw_lock("r").unwrap().read(TTL, TTL).await.unwrap().unwrap();
+    let lead = Election::new(store, "e").unwrap().campaign("me", TTL).await.unwrap();
+    let first = told();
+    for kind in ["lock", "semaphore", "rwlock", "election"] {
+        assert_eq!(first[&format!("commonhold_leases_held {kind}")], 1.0, "{kind}");
+        assert_eq!(first[&format!("commonhold_lease_claims_total {kind} acquired")], 1.0, "{kind}");
+    }
+    assert_eq!(first["commonhold_lease_claims_total lock not_had"], 1.0);
+
+    permits.release().await.unwrap();
+    reading.release().await.unwrap();
+    lead.resign().await.unwrap();
+    for _ in 0..1_000 {
+        plan.refuse(Operation::Transact);
+    }
+    guard.lost().cancelled().await;
+    drop(guard);
+    let last = told();
+    for kind in ["lock", "semaphore", "rwlock", "election"] {
+        assert_eq!(last[&format!("commonhold_leases_held {kind}")], -1.0, "{kind}");
+    }
+    assert_eq!(last["commonhold_leases_lost_total lock"], 1.0);
 }
