@@ -41,7 +41,8 @@ const HOUR: i64 = 3600;
 const TIME: Duration = Duration::from_secs(8);
 
 /// What one process says of what it did: `clock SECONDS` when it begins; `write TOKEN VALUE` once a fenced write was
-/// acknowledged; `try ID` before an increment and `counted ID` once it was; the name of a limiter that let it through.
+/// acknowledged; `try ID` before an increment and `counted ID` once it was; the name of a limiter that let it through, and
+/// when it was asked and had answered.
 type Lines = Arc<Mutex<Vec<String>>>;
 
 struct Worker {
@@ -169,42 +170,44 @@ fn seconds() -> i64 {
     since.as_secs().cast_signed()
 }
 
-/// What each of three limiters lets through in this many seconds at most, whoever asks.
-fn most(seconds: f64) -> f64 {
-    BURST as f64 + seconds * RATE as f64
+/// What a limiter lets through in this many seconds at most, whoever asks.
+fn most(limiter: &str, seconds: f64) -> f64 {
+    match limiter {
+        "window" => BURST as f64 * (seconds / WINDOW.as_secs_f64()).ceil(),
+        _ => BURST as f64 + seconds * RATE as f64,
+    }
 }
 
 const RATE: u64 = 100;
 const BURST: u64 = 50;
+const WINDOW: Duration = Duration::from_millis(500);
 
 async fn pass_limits(store: &Store) {
     let limit = TokenBucket::new(Rate::per_second(RATE).unwrap(), BURST).unwrap();
-    let slice = SlidingWindow::new(RATE / 2, Duration::from_millis(500)).unwrap();
+    let slice = SlidingWindow::new(BURST, WINDOW).unwrap();
     let refuse = OnUnavailable::Refuse;
     let bucket = DistributedLimiter::new(store.clone(), "bucket", limit, refuse).unwrap();
     let window = DistributedLimiter::new(store.clone(), "window", slice, refuse).unwrap();
     let hybrid = HybridLimiter::new(store.clone(), "hybrid", limit, TTL / 2, refuse).unwrap();
-    let patience = Duration::from_secs(1);
     loop {
-        tokio::join!(
-            async {
-                if bucket.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
-                    say("bucket");
-                }
-            },
-            async {
-                if window.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
-                    say("window");
-                }
-            },
-            async {
-                if hybrid.acquire_timeout(1, patience).await.is_ok_and(|decision| decision.allowed) {
-                    say("hybrid");
-                }
-            },
-            tokio::time::sleep(Duration::from_millis(1)),
-        );
+        let asked = uptime();
+        let (bucket, window, hybrid) =
+            tokio::join!(bucket.try_acquire(1), window.try_acquire(1), hybrid.try_acquire(1));
+        let answered = uptime();
+        for (name, decision) in [("bucket", bucket), ("window", window), ("hybrid", hybrid)] {
+            if decision.is_ok_and(|decision| decision.allowed) {
+                say(&format!("{name} {asked} {answered}"));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Centiseconds since the machine was started: the same for processes whose clocks are off.
+fn uptime() -> u64 {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let (seconds, rest) = uptime.split_once('.').unwrap();
+    format!("{seconds}{}", &rest[..2]).parse().unwrap()
 }
 
 fn breaker_in(store: &Store) -> DistributedBreaker {
@@ -360,12 +363,24 @@ fn increments_with_ids_count_once_through_kills_and_lost_replies() {
 }
 
 fn assert_limits_hold(url: &str, also: impl FnMut(usize)) {
-    let begun = Instant::now();
     let lines = torment("limit", url, also);
-    let most = most(begun.elapsed().as_secs_f64());
     for limiter in ["bucket", "window", "hybrid"] {
-        let passed = lines.iter().filter(|line| *line == limiter).count();
-        assert!(passed > 0 && passed as f64 <= most, "{limiter} let {passed} through, {most} at most");
+        let passed = lines.iter().filter_map(|line| line.strip_prefix(limiter)?.trim_start().split_once(' '));
+        let passed = passed.map(|(asked, answered)| (asked.parse().unwrap(), answered.parse().unwrap()));
+        let mut passed: Vec<(u64, u64)> = passed.collect();
+        assert!(passed.len() > 10, "{limiter} lets something through: {passed:?}");
+        passed.sort_unstable_by_key(|(_, answered)| *answered);
+        // In every stretch of time, long or short, that begins when somebody asked and ends when somebody was answered.
+        for &(from, _) in &passed {
+            let within = passed.iter().filter(|(asked, _)| *asked >= from);
+            for (count, (_, until)) in (1..).zip(within) {
+                let most = most(limiter, (until - from + 1) as f64 / 100.0);
+                assert!(
+                    f64::from(count) <= most,
+                    "{limiter} let {count} through from {from} to {until}: {most} at most"
+                );
+            }
+        }
     }
 }
 
