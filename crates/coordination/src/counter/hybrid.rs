@@ -208,7 +208,6 @@ impl HybridCounterBuilder {
 async fn flush_in_intervals(shared: Arc<Shared>, interval: Duration) {
     loop {
         if let Err(error) = shared.flush().await {
-            metrics::counter!("commonhold_counter_flushes_total", "outcome" => "failed").increment(1);
             tracing::debug!(%error, key = %shared.key, "a counter was not flushed");
         }
         // At most once in a millisecond, however much is added.
@@ -219,6 +218,13 @@ async fn flush_in_intervals(shared: Arc<Shared>, interval: Duration) {
 
 impl Shared {
     async fn flush(&self) -> Result<()> {
+        let count = |outcome| {
+            metrics::counter!("commonhold_counter_flushes_total", "outcome" => outcome).increment(1)
+        };
+        self.flush_and(|| count("flushed")).await.inspect_err(|_| count("failed"))
+    }
+
+    async fn flush_and(&self, arrived: impl Fn()) -> Result<()> {
         let _one = self.flushes.lock().await;
         // What failed before, and what was added since.
         for _ in 0..2 {
@@ -226,7 +232,7 @@ impl Shared {
             let seen = once::key(&self.key, flight.id.as_bytes())?;
             once::increment(&self.store, &self.key, seen, flight.sum, None, REMEMBERED).await?;
             self.pending.arrived(&flight).await?;
-            metrics::counter!("commonhold_counter_flushes_total", "outcome" => "flushed").increment(1);
+            arrived();
         }
         Ok(())
     }

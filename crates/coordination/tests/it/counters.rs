@@ -277,3 +277,25 @@ async fn the_metrics_say_how_many_increments_took_how_many_requests() {
     assert_eq!(told["commonhold_counter_increments_total"], DebugValue::Counter(10));
     assert!(matches!(told["commonhold_counter_requests_total"], DebugValue::Counter(1..=10)));
 }
+
+#[tokio::test]
+async fn the_metrics_say_how_often_a_counter_was_flushed_and_could_not_be() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let store = Store::new(MemoryBackend::new());
+    let interval = Duration::from_secs(3600);
+    let builder = HybridCounter::builder(store.clone(), "n").unwrap().interval(interval);
+    let counter = builder.build().await.unwrap();
+    counter.add(1).await.unwrap();
+    counter.flush().await.unwrap();
+    store.put("n", "no number").await.unwrap();
+    counter.add(1).await.unwrap();
+    counter.flush().await.unwrap_err();
+    let told = seen.snapshot().into_vec().into_iter().filter_map(|(key, _, _, value)| {
+        Some((key.key().labels().find(|label| label.key() == "outcome")?.value().to_owned(), value))
+    });
+    let told: HashMap<_, _> = told.collect();
+    assert_eq!(told["flushed"], DebugValue::Counter(1));
+    assert_eq!(told["failed"], DebugValue::Counter(1));
+}
