@@ -55,6 +55,11 @@ impl Failure {
         Self::new(Exit::Usage, message)
     }
 
+    /// Whether it may pass by itself.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        matches!(self.exit, Exit::Unavailable)
+    }
+
     /// Says what to do.
     #[must_use]
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {

@@ -97,7 +97,9 @@ impl Guard {
         self.lease.as_ref().map_or_else(Instant::now, |lease| lease.held.deadline()).into_std()
     }
 
-    /// Cancelled the moment at which it is no longer sure to be held, and when it is released.
+    /// Cancelled the moment at which it is no longer sure to be held, and when it is released. That, and the renewal, are
+    /// the work of the runtime on which it was claimed: once that has ended, only [`is_held`](Self::is_held) and
+    /// [`deadline`](Self::deadline) tell.
     pub fn lost(&self) -> CancellationToken {
         self.lost.clone()
     }

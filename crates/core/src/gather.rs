@@ -1,7 +1,7 @@
 //! Gathers calls that are made while an earlier one is in flight, so that they travel together.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -78,8 +78,10 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
         }
         let (sender, receiver) = oneshot::channel();
         state.waiting.push(Waiting { question, answer: sender });
-        if !state.driven {
-            state.driven = true;
+        let is_driven = mem::replace(&mut state.driven, true);
+        // A runtime that has ended drops the driver here, which takes the lock.
+        drop(state);
+        if !is_driven {
             tokio::spawn(Driver { shared: Arc::clone(&self.shared), done: false }.drive());
         }
         Begun::Waiting(receiver)

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Show who leads, again and again until Ctrl-C
     #[arg(long, conflicts_with = "command")]
     watch: bool,
-    /// The command and its arguments
+    /// The command and its arguments. Where standard input is a terminal, what the command has started is not ended with it
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -44,6 +44,7 @@ pub(crate) struct Args {
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     let election = Election::new(context.open().await?, &args.name)?;
     if args.command.is_empty() {
+        hold::refuse_empty_command()?;
         let list = async || Ok(vec![(args.name.clone(), election.show().await?)]);
         return lock::show(context, args.watch, list).await;
     }
@@ -56,12 +57,12 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
         let lost = lead.lost().cancelled_owned();
         match hold::run(&args.command, &args.name, lead.fence(), lost, &mut signals).await {
             Ok(hold::Ended::By(status)) => {
-                hold::warn_unless_released("lead", lead.resign().await);
+                hold::release("lead", lead.resign(), &mut signals).await;
                 return hold::exit_as(status);
             }
             Ok(hold::Ended::Lost) => note("the lead was lost, and the command ended: campaigning again"),
             Err(failure) => {
-                let _ = lead.resign().await;
+                hold::release("lead", lead.resign(), &mut signals).await;
                 return Err(failure);
             }
         }

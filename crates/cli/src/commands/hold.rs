@@ -26,7 +26,7 @@ use crate::{
     table::{Align, Columns},
 };
 
-/// How long a command that is to end may take before it is killed.
+/// How long a command that is to end may take before it is killed, and a store to take back what was held.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether a group of processes is gone.
@@ -66,7 +66,8 @@ impl Signals {
         }
     }
 
-    /// Waits for something before a command runs. Asked to end it gives up, tidies up and fails; asked again, at once.
+    /// Waits for something before a command runs. Asked to end it gives up, tidies up for 5 s at most, and fails; asked
+    /// again, at once.
     pub(crate) async fn unless_stopped<T>(
         &mut self,
         wait: impl Future<Output = T>,
@@ -79,6 +80,7 @@ impl Signals {
         };
         tokio::select! {
             () = tidy_up => {}
+            () = tokio::time::sleep(GRACE) => {}
             _ = self.next() => {}
         }
         if signal == Signal::INT {
@@ -164,12 +166,31 @@ fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Resul
     })
 }
 
-/// Says what became of what a command ran under that has ended, where somebody should know.
-pub(crate) fn warn_unless_released(what: &str, released: commonhold::Result<bool>) {
-    match released {
-        Ok(true) => {}
-        Ok(false) => output::note(format!("warning: the {what} was lost before the command ended")),
-        Err(error) => output::note(format!("warning: the {what} comes free after its --ttl only: {error}")),
+/// `-- $CMD` where that is empty: nothing was run, which must not look like success.
+pub(crate) fn refuse_empty_command() -> Result<()> {
+    match std::env::args_os().any(|argument| argument == "--") {
+        true => Err(Failure::usage("there is no command after --")),
+        false => Ok(()),
+    }
+}
+
+/// Gives back what a command ran under that has ended, and says what became of it where somebody should know. It waits no
+/// longer than 5 s for the store, and no longer once it is asked to end.
+pub(crate) async fn release(
+    what: &str,
+    released: impl Future<Output = commonhold::Result<bool>>,
+    signals: &mut Signals,
+) {
+    let late =
+        |why: &str| output::note(format!("warning: the {what} comes free after its --ttl only: {why}"));
+    tokio::select! {
+        released = released => match released {
+            Ok(true) => {}
+            Ok(false) => output::note(format!("warning: the {what} was lost before the command ended")),
+            Err(error) => late(&error.to_string()),
+        },
+        () = tokio::time::sleep(GRACE) => late("the store does not answer"),
+        _ = signals.next() => late("stopped before the store has answered"),
     }
 }
 

@@ -9,7 +9,10 @@ use commonhold::{
 use futures_util::TryStreamExt as _;
 
 use super::{Context, hold, parse_duration, parse_duration_or_none, unless_interrupted};
-use crate::failure::{Failure, Result};
+use crate::{
+    failure::{Failure, Result},
+    output::note,
+};
 
 /// Run a command while holding a lock, or show who holds locks
 ///
@@ -44,7 +47,7 @@ pub(crate) struct Args {
     /// Show who holds it, again and again until Ctrl-C
     #[arg(long, conflicts_with = "command")]
     watch: bool,
-    /// The command and its arguments
+    /// The command and its arguments. Where standard input is a terminal, what the command has started is not ended with it
     #[arg(last = true, value_name = "CMD", requires = "name")]
     command: Vec<OsString>,
 }
@@ -55,6 +58,7 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     match &args.name {
         Some(name) if !args.command.is_empty() => run_under(&locks, name, &args).await,
         name => {
+            hold::refuse_empty_command()?;
             let list = async || match name {
                 Some(name) => Ok(vec![(name.clone(), locks.show(name).await?)]),
                 None => all(&store, &locks).await,
@@ -81,12 +85,12 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
     let lost = guard.lost();
     match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned(), &mut signals).await {
         Ok(hold::Ended::By(status)) => {
-            hold::warn_unless_released("lock", guard.release().await);
+            hold::release("lock", guard.release(), &mut signals).await;
             hold::exit_as(status)
         }
         Ok(hold::Ended::Lost) => Err(hold::lost("lock", name)),
         Err(failure) => {
-            let _ = guard.release().await;
+            hold::release("lock", guard.release(), &mut signals).await;
             Err(failure)
         }
     }
@@ -135,12 +139,18 @@ pub(super) async fn again_and_again(
     print: impl AsyncFn(&mut Context) -> Result<()>,
 ) -> Result<()> {
     let look = async {
+        let mut shown = false;
         loop {
             if live && context.out.terminal && !context.out.is_json() {
                 // Clears the screen.
                 context.out.raw(b"\x1b[2J\x1b[H")?;
             }
-            print(context).await?;
+            match print(context).await {
+                // A store that comes back is shown again.
+                Err(failure) if live && shown && failure.is_unavailable() => note(failure.to_string()),
+                printed => printed?,
+            }
+            shown = true;
             context.out.flush()?;
             if !live {
                 return Ok(());

@@ -105,7 +105,10 @@ impl Combine {
         let place = progress.sum;
         drop(progress);
         let batch = Arc::clone(&state.next);
-        if !mem::replace(&mut state.driven, true) {
+        let is_driven = mem::replace(&mut state.driven, true);
+        // A runtime that has ended drops the driver here, which takes the lock.
+        drop(state);
+        if !is_driven {
             tokio::spawn(Driver { combine: Arc::clone(self), batch: None, done: false }.drive());
         }
         Some(Some(Part { batch, place, waits: false }))

@@ -141,8 +141,9 @@ impl Counter {
     /// Begins from 0 again. Ids that were seen stay seen.
     ///
     /// # Errors
-    /// Those of the store.
+    /// `NotInteger` if something else lies there, which stays; those of the store.
     pub async fn reset(&self) -> Result<()> {
+        self.get().await?;
         self.store.delete(&self.key).await.map(drop)
     }
 

@@ -49,7 +49,7 @@ const SOON: Duration = Duration::from_millis(20);
 impl Beginning {
     /// Of one that was granted to a request which was sent at this time.
     pub(crate) fn claimed(sent: Instant, ttl: Duration, clock_error: Duration) -> Self {
-        Self { deadline: deadline(sent, ttl, clock_error), renewal: Instant::now() + ttl / 3 }
+        Self { deadline: deadline(sent, ttl, clock_error), renewal: sent + ttl / 3 }
     }
 
     /// Of one that was granted to a place in the line, to one who asked for that at this time.

@@ -33,6 +33,8 @@ const POLL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_milli
 /// How often a claim is made again whose answer did not come, and after how long.
 const ATTEMPTS: u32 = 3;
 const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How long one who waits gives the store for its answer at least, however short the wait.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Claims leases.
 #[derive(Debug)]
@@ -148,13 +150,28 @@ impl Leases {
             // Registered before it is asked: what is granted in between is heard of.
             let told = place.as_ref().map(|place| place.told());
             let sent = Instant::now();
-            let claimed = self.store.transact(&wanted.key, claim.clone()).await;
+            let asking = self.store.transact(&wanted.key, claim.clone());
+            let claimed = match deadline {
+                None => asking.await,
+                // A store that hangs does not make a waiter wait for much longer than it wants to.
+                Some(deadline) => {
+                    tokio::time::timeout_at(deadline.max(sent + ANSWER), asking).await.unwrap_or_else(|_| {
+                        Err(too_late("the store did not answer while the lease was waited for"))
+                    })
+                }
+            };
+            let beginning = Beginning::claimed(sent, wanted.ttl, self.clock_error());
+            let claimed = claimed.and_then(|reply| match Claimed::decode(&reply)? {
+                // Asked for again it is granted for another term.
+                Claimed::Granted(_) if !beginning.lasts_for(Duration::ZERO) => {
+                    Err(too_late("the store granted the lease so late that it is over"))
+                }
+                claimed => Ok(claimed),
+            });
             // A place that the store knows of: since when, and the greatest token then.
             let mut known = None;
-            let pause = match claimed.and_then(|reply| Claimed::decode(&reply)) {
-                Ok(Claimed::Granted(token)) => {
-                    return granted(token, Beginning::claimed(sent, wanted.ttl, self.clock_error()));
-                }
+            let pause = match claimed {
+                Ok(Claimed::Granted(token)) => return granted(token, beginning),
                 Ok(Claimed::Taken { .. }) if deadline.is_none() => {
                     if failures == 0 {
                         begun.nothing_is_left();
@@ -293,6 +310,11 @@ impl Drop for Begun<'_> {
             self.leases.abandon(key, self.owner.clone(), capacity, (0, 0));
         }
     }
+}
+
+/// What was asked for may have been granted.
+fn too_late(message: &'static str) -> Error {
+    Error::new(ErrorKind::Timeout, message).with_retry(Retry::Ambiguous)
 }
 
 /// This long from now, or a year.

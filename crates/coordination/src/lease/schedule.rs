@@ -79,13 +79,17 @@ impl Queue {
         let place = (due, waiting.count);
         waiting.leases.insert(place, lease);
         // It looks as early as it once had to. Where leases come and go it is not woken for each.
-        if waiting.looks.is_none_or(|looks| due < looks) {
-            match waiting.looks.replace(due) {
-                Some(_) => self.sooner.notify_one(),
-                None => {
-                    let looking = Looking { queue: Arc::downgrade(self), sooner: Arc::clone(&self.sooner) };
-                    self.runtime.spawn(looking.until_none_waits());
-                }
+        if waiting.looks.is_some_and(|looks| looks <= due) {
+            return place;
+        }
+        let looked = waiting.looks.replace(due);
+        // A runtime that has ended drops the task here, which takes the lock.
+        drop(waiting);
+        match looked {
+            Some(_) => self.sooner.notify_one(),
+            None => {
+                let looking = Looking { queue: Arc::downgrade(self), sooner: Arc::clone(&self.sooner) };
+                self.runtime.spawn(looking.until_none_waits());
             }
         }
         place

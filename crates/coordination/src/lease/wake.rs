@@ -91,7 +91,10 @@ impl Wakeups {
         let mut waiting = self.waiting();
         let waiter = Arc::<Waiter>::default();
         waiting.claims.insert(owner.to_owned(), Arc::clone(&waiter));
-        if self.can_wake() && !std::mem::replace(&mut waiting.heard, true) {
+        let is_heard = !self.can_wake() || std::mem::replace(&mut waiting.heard, true);
+        // A runtime that has ended drops the task here, which takes the lock.
+        drop(waiting);
+        if !is_heard {
             let hearing = Hearing { wakeups: Arc::downgrade(self), done: false };
             tokio::spawn(hearing.hear(self.store.clone(), self.ended.clone()));
         }

@@ -6,7 +6,11 @@ use commonhold::{
     ErrorKind, ManualClock, MemoryBackend, Store,
     layers::{Fault, FaultPlan, Operation},
 };
-use commonhold_coordination::{Election, Fenced, Locks};
+use commonhold_coordination::{
+    Election, Fenced, Locks,
+    counter::Counter,
+    limit::{DistributedLimiter, OnUnavailable, Rate, TokenBucket},
+};
 use commonhold_testkit::{eventually, servers::Postgres};
 use futures_util::FutureExt as _;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -491,4 +495,84 @@ async fn the_metrics_say_what_is_held_and_what_became_of_claims() {
         assert_eq!(last[&format!("commonhold_leases_held {kind}")], -1.0, "{kind}");
     }
     assert_eq!(last["commonhold_leases_lost_total lock"], 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_over_when_its_answer_comes_is_asked_for_again() {
+    let plan = FaultPlan::new();
+    let store = Store::new(MemoryBackend::new()).layer(Fault::new(&plan));
+    let locks = Locks::new(store.clone()).unwrap();
+    plan.delay(Operation::Transact, TTL * 2);
+    let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    for _ in 0..3 {
+        plan.delay(Operation::Transact, TTL * 2);
+    }
+    assert_eq!(locks.try_acquire("m", TTL).await.unwrap_err().kind(), ErrorKind::Timeout);
+    plan.delay(Operation::Transact, TTL * 2);
+    assert!(Election::new(store, "e").unwrap().campaign("me", TTL).await.unwrap().is_leader());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_whose_answer_comes_late_is_renewed_before_it_is_over() {
+    let plan = FaultPlan::new();
+    let locks = Locks::new(Store::new(MemoryBackend::new()).layer(Fault::new(&plan))).unwrap();
+    plan.delay(Operation::Transact, TTL - TTL / 10);
+    let guard = locks.try_acquire("l", TTL).await.unwrap().unwrap();
+    tokio::time::sleep(TTL * 3).await;
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_keeps_nobody_for_much_longer_than_it_wants_to_wait() {
+    let plan = FaultPlan::new();
+    let locks = Locks::new(Store::new(MemoryBackend::new()).layer(Fault::new(&plan))).unwrap();
+    plan.hang(Operation::Transact);
+    let asked = tokio::time::Instant::now();
+    let error = locks.acquire("l", TTL, Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+}
+
+/// Whether this comes to no end on a runtime that has ended. There are no timers on it: a panic is an end.
+fn hangs_on_an_ended_runtime<F: Future>(work: impl FnOnce(Store) -> F + Send + 'static) -> bool {
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let _done = done;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let handle = runtime.handle().clone();
+        runtime.shutdown_timeout(PATIENCE);
+        handle.block_on(work(Store::new(MemoryBackend::new())));
+    });
+    ended.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+}
+
+#[test]
+fn nothing_hangs_on_a_runtime_that_has_ended() {
+    assert!(!hangs_on_an_ended_runtime(async |store| {
+        let _guard = Locks::new(store).unwrap().try_acquire("l", TTL).await.unwrap().unwrap();
+    }));
+    assert!(!hangs_on_an_ended_runtime(async |store| {
+        let _guard = Locks::new(store.clone()).unwrap().try_acquire("l", TTL).await.unwrap().unwrap();
+        let _waits = Locks::new(store).unwrap().fair().acquire("l", TTL, TTL).await;
+    }));
+    // The second finds the first on its way.
+    let hanging = |store: Store| {
+        let plan = FaultPlan::new();
+        plan.hang(Operation::Transact);
+        plan.hang(Operation::Put);
+        store.layer(Fault::new(&plan))
+    };
+    assert!(!hangs_on_an_ended_runtime(async move |store| {
+        let counter = Counter::new(hanging(store), "n").unwrap();
+        let (mut one, mut other) = (Box::pin(counter.increment(1)), Box::pin(counter.increment(1)));
+        let _ = (futures_util::poll!(&mut one), futures_util::poll!(&mut other));
+    }));
+    assert!(!hangs_on_an_ended_runtime(async move |store| {
+        let bucket = TokenBucket::new(Rate::per_second(1).unwrap(), 1).unwrap();
+        let limiter = DistributedLimiter::new(hanging(store), "l", bucket, OnUnavailable::Refuse).unwrap();
+        let (mut one, mut other) = (Box::pin(limiter.try_acquire(1)), Box::pin(limiter.try_acquire(1)));
+        let _ = (futures_util::poll!(&mut one), futures_util::poll!(&mut other));
+    }));
 }
