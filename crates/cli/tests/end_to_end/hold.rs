@@ -39,6 +39,8 @@ fn a_command_runs_under_a_lock_and_its_exit_code_is_that_of_lock() {
         Some(137)
     );
     assert_eq!(sandbox.run(["--store", &store, "lock", "--", "true"]).code, Some(2));
+    assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--"]).code, Some(2), "of an empty variable");
+    assert_eq!(sandbox.run(["--store", &store, "elect", "job", "--"]).code, Some(2));
     assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--ttl", "1ms", "--", "true"]).code, Some(2));
     assert_eq!(sandbox.ok(&["--store", &store, "lock"]).lines().count(), 1, "nobody holds anything");
 }
@@ -237,4 +239,7 @@ fn breakers_are_set_by_hand_and_counters_count_once_for_each_id() {
     assert_eq!(ok(&["counter", "show", "c"]), "-2\n");
     ok(&["counter", "reset", "c"]);
     assert_eq!(ok(&["counter", "show", "c"]), "0\n");
+    ok(&["put", "text", "no number"]);
+    assert_eq!(sandbox.run(["--store", &store, "counter", "reset", "text"]).code, Some(2));
+    assert_eq!(ok(&["get", "text"]), "no number");
 }
