@@ -42,7 +42,7 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     let store = runtime.block_on(open())?;
     let raw = runtime.block_on(connect()).map_err(raw_error)?;
     println!("\n### Counters: one that all increment, each told its value\n\n{}", Comparison::HEADING);
-    for tasks in [1, 64] {
+    for tasks in [1, 64, 1024] {
         println!("{}", redis_counter(runtime, pairs, tasks, &store, &raw)?);
     }
     for tasks in [1, 64] {
@@ -85,7 +85,8 @@ fn redis_counter(
     store: &Store,
     raw: &MultiplexedConnection,
 ) -> commonhold::Result<Comparison> {
-    let plan = Plan { pairs, operations: if count == 1 { 1 << 12 } else { 1 << 16 }, tasks: count };
+    let operations = if count == 1 { 1 << 12 } else { count << 10 };
+    let plan = Plan { pairs, operations, tasks: count };
     let (counter, key) = (Counter::new(store.clone(), "counter")?, unique("counter"));
     let ours = |_, share| {
         let counter = counter.clone();
