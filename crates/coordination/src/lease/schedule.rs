@@ -115,13 +115,15 @@ struct Looking {
 }
 
 impl Looking {
-    async fn until_none_waits(self) {
+    async fn until_none_waits(mut self) {
         while let Some(next) = self.queue.upgrade().and_then(|queue| queue.begin_due()) {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
                 () = self.sooner.notified() => {}
             }
         }
+        // Who comes from now on begins another.
+        self.queue = Weak::new();
     }
 }
 

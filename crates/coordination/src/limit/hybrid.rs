@@ -281,8 +281,9 @@ impl Shared {
             return;
         }
         let (weak, pause) = (Arc::downgrade(shared), shared.lease / 3);
+        // Made here: a task on a runtime that has ended is dropped before it begins.
+        let ended = Ended(weak.clone());
         tokio::spawn(async move {
-            let ended = Ended(weak.clone());
             loop {
                 sleep(pause).await;
                 let Some(shared) = weak.upgrade() else { return };
