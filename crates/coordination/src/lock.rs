@@ -102,7 +102,8 @@ impl Locks {
     /// Takes a lock, waiting for it up to `timeout`; `None` if it was not to be had until then.
     ///
     /// # Errors
-    /// As [`try_acquire`](Self::try_acquire). Errors that may pass (a store that is away) are waited out.
+    /// As [`try_acquire`](Self::try_acquire). Errors that may pass (a store that is away) are waited out. `Timeout` for a
+    /// store that hangs, which is given 3 s at least.
     ///
     /// Cancellation: as with [`try_acquire`](Self::try_acquire).
     pub async fn acquire(

@@ -64,7 +64,8 @@ impl Semaphore {
     /// Takes this many permits, waiting for them up to `timeout`; `None` if they were not to be had until then.
     ///
     /// # Errors
-    /// As [`try_acquire`](Self::try_acquire). Errors that may pass (a store that is away) are waited out.
+    /// As [`try_acquire`](Self::try_acquire). Errors that may pass (a store that is away) are waited out. `Timeout` for a
+    /// store that hangs, which is given 3 s at least.
     ///
     /// Cancellation: as with [`try_acquire`](Self::try_acquire).
     pub async fn acquire(&self, permits: u64, ttl: Duration, timeout: Duration) -> Result<Option<Guard>> {

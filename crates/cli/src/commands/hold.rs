@@ -78,16 +78,21 @@ impl Signals {
             done = wait => return Ok(done),
             signal = self.next() => signal,
         };
-        tokio::select! {
-            () = tidy_up => {}
-            () = tokio::time::sleep(GRACE) => {}
-            _ = self.next() => {}
-        }
+        self.tidy_up(tidy_up).await;
         if signal == Signal::INT {
             return Err(Failure::new(Exit::Interrupted, what));
         }
         output::note(what);
         Err(Failure::of_command(u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)))
+    }
+
+    /// Waits for what tidies up, for 5 s at most, and no longer once asked to end.
+    pub(crate) async fn tidy_up(&mut self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            () = work => {}
+            () = tokio::time::sleep(GRACE) => {}
+            _ = self.next() => {}
+        }
     }
 }
 

@@ -77,8 +77,10 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
     };
     let mut signals = hold::Signals::new()?;
     let claimed = signals.unless_stopped(claim, locks.settled(), "stopped before the lock was had").await?;
-    let Some(guard) = claimed? else {
-        locks.settled().await;
+    let Ok(Some(guard)) = claimed else {
+        // What a store that hung grants later would be held by nobody for as long as --ttl.
+        signals.tidy_up(locks.settled()).await;
+        claimed?;
         let failure = Failure::no(format!("the lock {name:?} is held by somebody else"));
         return Err(failure.help("without a command, `commonhold lock` shows who holds what"));
     };
