@@ -35,6 +35,8 @@ use crate::common::PATIENCE;
 /// Short, so that what is killed is passed over soon.
 const TTL: Duration = Duration::from_millis(600);
 const PROCESSES: usize = 4;
+/// For how long processes are stopped, and parted from the store.
+const PAST_TTL: Duration = Duration::from_millis(900);
 /// How far clocks are off, in seconds.
 const HOUR: i64 = 3600;
 /// How long faults go on.
@@ -233,10 +235,12 @@ fn say(line: &str) {
     out.flush().unwrap();
 }
 
-/// Kills, stops and restarts processes for a while, and has `also` do its part. Returns what they said.
-fn torment(role: &str, url: &str, mut also: impl FnMut(usize)) -> Vec<String> {
+/// Kills, stops and restarts processes for a while, and has `also` do its part. Each reaches the store by one of the URLs.
+/// Returns what they said.
+fn torment(role: &str, urls: &[&str], mut also: impl FnMut(usize)) -> Vec<String> {
     let lines = Lines::default();
-    let mut workers: Vec<Worker> = (0..PROCESSES).map(|_| Worker::start(role, url, &lines)).collect();
+    let start = |number: usize| Worker::start(role, urls[number % urls.len()], &lines);
+    let mut workers: Vec<Worker> = (0..PROCESSES).map(start).collect();
     let wait_for_more = || {
         let (before, begun) = (lines.lock().unwrap().len(), Instant::now());
         while lines.lock().unwrap().len() < before + 5 {
@@ -249,11 +253,12 @@ fn torment(role: &str, url: &str, mut also: impl FnMut(usize)) -> Vec<String> {
     for step in 0.. {
         let victim = fastrand::usize(..PROCESSES);
         match step % 3 {
-            0 => workers[victim] = Worker::start(role, url, &lines),
+            0 => workers[victim] = start(victim),
             1 => {
                 workers[victim].signal("STOP");
-                // Past the time to live: the others go on.
+                // The others go on.
                 wait_for_more();
+                thread::sleep(PAST_TTL);
                 workers[victim].signal("CONT");
             }
             _ => also(step),
@@ -307,7 +312,7 @@ fn durable_redis() -> Redis {
 #[test]
 fn locks_exclude_through_kills_and_pauses_of_processes_and_restarts_of_redis() {
     let redis = durable_redis();
-    let lines = torment("lock", &redis.url(), |_| redis.restart());
+    let lines = torment("lock", &[&redis.url()], |_| redis.restart());
     assert_excluded(&lines);
     assert_tokens_rise(&lines);
 }
@@ -316,7 +321,7 @@ fn locks_exclude_through_kills_and_pauses_of_processes_and_restarts_of_redis() {
 fn locks_exclude_when_replies_are_lost_and_connections_are_cut() {
     let redis = durable_redis();
     let proxy = Proxy::before(redis.port());
-    let lines = torment("lock", &redis.url_at(proxy.port()), |step| {
+    let lines = torment("lock", &[&redis.url_at(proxy.port())], |step| {
         if step % 2 == 0 {
             proxy.set(Mode::LoseReplies);
             thread::sleep(Duration::from_millis(300));
@@ -327,33 +332,62 @@ fn locks_exclude_when_replies_are_lost_and_connections_are_cut() {
     assert_excluded(&lines);
 }
 
+/// Parts those who come this way from the store for longer than what they hold lasts. What they sent meanwhile arrives late,
+/// or never.
+fn part(proxy: &Proxy, step: usize) {
+    proxy.set(if step % 2 == 0 { Mode::Hold } else { Mode::BlackHole });
+    thread::sleep(PAST_TTL);
+    proxy.set(Mode::Pass);
+    if step % 2 != 0 {
+        proxy.cut();
+    }
+}
+
+#[test]
+fn locks_exclude_and_one_leads_when_half_of_the_processes_are_parted_from_the_store() {
+    let redis = durable_redis();
+    let proxy = Proxy::before(redis.port());
+    for role in ["lock", "lead"] {
+        let lines = torment(role, &[&redis.url(), &redis.url_at(proxy.port())], |step| part(&proxy, step));
+        assert_excluded(&lines);
+        redis.cli(&["FLUSHALL"]);
+    }
+}
+
+#[test]
+fn limits_are_not_passed_when_half_of_the_processes_are_parted_from_the_store() {
+    let redis = durable_redis();
+    let proxy = Proxy::before(redis.port());
+    assert_limits_hold(&[&redis.url(), &redis.url_at(proxy.port())], |step| part(&proxy, step));
+}
+
 #[test]
 fn locks_exclude_on_a_cluster() {
     let cluster = RedisCluster::start();
-    let lines = torment("lock", &format!("{}?prefix={{p}}:", cluster.url()), |_| {});
+    let lines = torment("lock", &[&format!("{}?prefix={{p}}:", cluster.url())], |_| {});
     assert_excluded(&lines);
 }
 
 #[test]
 fn locks_exclude_through_restarts_of_postgres() {
     let postgres = Postgres::start();
-    let lines = torment("lock", &postgres.url(), |_| postgres.restart());
+    let lines = torment("lock", &[&postgres.url()], |_| postgres.restart());
     assert_excluded(&lines);
 }
 
 #[test]
 fn at_most_one_leader_acts_on_redis_and_postgres() {
     let redis = durable_redis();
-    assert_excluded(&torment("lead", &redis.url(), |_| redis.restart()));
+    assert_excluded(&torment("lead", &[&redis.url()], |_| redis.restart()));
     let postgres = Postgres::start();
-    assert_excluded(&torment("lead", &postgres.url(), |_| postgres.restart()));
+    assert_excluded(&torment("lead", &[&postgres.url()], |_| postgres.restart()));
 }
 
 #[test]
 fn increments_with_ids_count_once_through_kills_and_lost_replies() {
     let redis = durable_redis();
     let proxy = Proxy::before(redis.port());
-    let lines = torment("count", &redis.url_at(proxy.port()), |_| {
+    let lines = torment("count", &[&redis.url_at(proxy.port())], |_| {
         proxy.set(Mode::LoseReplies);
         thread::sleep(Duration::from_millis(200));
         proxy.set(Mode::Pass);
@@ -362,8 +396,8 @@ fn increments_with_ids_count_once_through_kills_and_lost_replies() {
     assert_counted_once(&lines, redis.cli(&["GET", "counter"]).trim().parse().unwrap());
 }
 
-fn assert_limits_hold(url: &str, also: impl FnMut(usize)) {
-    let lines = torment("limit", url, also);
+fn assert_limits_hold(urls: &[&str], also: impl FnMut(usize)) {
+    let lines = torment("limit", urls, also);
     for limiter in ["bucket", "window", "hybrid"] {
         let passed = lines.iter().filter_map(|line| line.strip_prefix(limiter)?.trim_start().split_once(' '));
         let passed = passed.map(|(asked, answered)| (asked.parse().unwrap(), answered.parse().unwrap()));
@@ -388,7 +422,7 @@ fn assert_limits_hold(url: &str, also: impl FnMut(usize)) {
 fn limits_are_not_passed_through_kills_and_pauses_of_processes_restarts_and_lost_replies() {
     let redis = durable_redis();
     let proxy = Proxy::before(redis.port());
-    assert_limits_hold(&redis.url_at(proxy.port()), |step| {
+    assert_limits_hold(&[&redis.url_at(proxy.port())], |step| {
         if step % 2 == 0 {
             return redis.restart();
         }
@@ -402,9 +436,9 @@ fn limits_are_not_passed_through_kills_and_pauses_of_processes_restarts_and_lost
 #[test]
 fn limits_are_not_passed_on_a_cluster_and_through_restarts_of_postgres() {
     let cluster = RedisCluster::start();
-    assert_limits_hold(&cluster.url(), |_| {});
+    assert_limits_hold(&[&cluster.url()], |_| {});
     let postgres = Postgres::start();
-    assert_limits_hold(&postgres.url(), |_| postgres.restart());
+    assert_limits_hold(&[&postgres.url()], |_| postgres.restart());
 }
 
 async fn outlives_a_probe(url: &str) {
@@ -438,7 +472,7 @@ fn tokens_rise_through_a_failover_of_sentinel() {
     let sentinel = RedisSentinel::with_down_after(Duration::from_millis(500));
     sentinel.wait_until_ready();
     let mut failed = false;
-    let lines = torment("lock", &sentinel.url(), |_| {
+    let lines = torment("lock", &[&sentinel.url()], |_| {
         if !std::mem::replace(&mut failed, true) {
             let old = sentinel.primary();
             old.kill();
@@ -453,7 +487,7 @@ fn tokens_rise_through_a_failover_of_sentinel() {
 fn tokens_rise_through_a_failover_of_a_cluster() {
     let cluster = RedisCluster::start();
     let mut failed = false;
-    let lines = torment("lock", &format!("{}?prefix={{p}}:", cluster.url()), |_| {
+    let lines = torment("lock", &[&format!("{}?prefix={{p}}:", cluster.url())], |_| {
         if !std::mem::replace(&mut failed, true) {
             cluster.primary_of(cluster.slot("p")).kill();
             cluster.wait_until_whole();
