@@ -45,11 +45,12 @@ impl Holders {
             weight: holder.weight.unsigned_abs(),
             token: holder.token.unsigned_abs(),
             ttl: micros(holder.term.ttl),
-            left: micros(holder.term.expires - now),
+            left: micros(holder.term.expires() - now),
         };
         let last_token = state.last_token.unsigned_abs();
+        let waiting = state.waiters.iter().filter(|waiter| waiter.term.expires() > now).count();
         let holders = state.holders.into_iter().map(holder).collect();
-        Ok(Self { holders, waiting: state.waiters.len(), last_token })
+        Ok(Self { holders, waiting, last_token })
     }
 }
 

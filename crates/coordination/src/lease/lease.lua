@@ -1,10 +1,79 @@
 -- Claims, renews, releases or shows a lease: the twin of the transitions in transition.rs. The state is
--- "last_token[ H owner weight token ttl expires label]..[ W owner weight tokens ttl expires label]..", times in
+-- "last_token[ H owner weight token ttl since label]..[ W owner weight tokens ttl since label]..", times in
 -- microseconds.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
 local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
+local LIMIT = '4503599627370496'
+
+local state = redis.call('GET', KEYS[1])
+local time, now
+
+-- First what most calls meet: nobody holds, or one who holds all there is. Decided by digits, and without a look at those
+-- who wait behind the first: to make numbers of digits, and digits of numbers, takes longer than all the rest.
+do
+  local function less(a, b)
+    return #a == #b and a < b
+  end
+  local function small(digits)
+    return #digits < 16 or less(digits, LIMIT)
+  end
+
+  local last, holder, weight, token, ttl, since, rest
+  if state and #state > 16 then
+    last, holder, weight, token, ttl, since, rest = string.match(state,
+      '^([1-9]%d*) H ([!-~]+) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) [!-~]+()')
+    if last and not (small(last) and small(weight) and small(token) and small(ttl) and small(since)) then
+      last = nil
+    end
+  end
+  local releases = command == 'release' and last and holder == owner
+  if releases and last == ARGV[4] then last = ARGV[5] end
+  if releases and rest > #state then
+    redis.call('SET', KEYS[1], last, 'PX', '86400000')
+    return '1'
+  end
+
+  time = redis.call('TIME')
+  local digits = time[1] .. string.sub('00000' .. time[2], -6)
+  local plain = less(digits, LIMIT)
+  if command == 'claim' and plain and (not state or less(state, digits) and not string.find(state, '%D'))
+    and tonumber(ARGV[5]) <= tonumber(ARGV[6])
+  then
+    local last = digits
+    if ARGV[8] ~= '1' then last = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[8] - 1) end
+    local value = last .. ' H ' .. owner .. ' ' .. ARGV[5] .. ' ' .. digits .. ' ' .. ARGV[3] .. ' ' .. digits .. ' ' .. ARGV[4]
+    redis.call('SET', KEYS[1], value, 'PX', ARGV[9])
+    return 'granted ' .. digits
+  end
+
+  now = time[1] * 1000000 + time[2]
+  local function goes_on(ttl, since)
+    return tonumber(since) <= now and since + ttl > now
+  end
+  if last and plain and (releases or command == 'claim') then
+    local next, wanted, tokens, term, asked, label, after =
+      string.match(state, '^ W ([!-~]+) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([!-~]+)()', rest)
+    local waits = next and small(wanted) and small(tokens) and small(term) and small(asked) and goes_on(term, asked)
+    if releases and waits and next ~= owner and wanted == ARGV[3] and less(last, digits) then
+      last = digits
+      if tokens ~= '1' then last = string.format('%.0f', now + tokens - 1) end
+      local value = last .. ' H ' .. next .. ' ' .. wanted .. ' ' .. digits .. ' ' .. term .. ' ' .. asked .. ' ' .. label
+      local kept = math.ceil((asked + term - now + REMEMBERED) / 1000)
+      redis.call('SET', KEYS[1], value .. string.sub(state, after), 'PX', kept)
+      return '1 ' .. next .. ' ' .. digits
+    elseif command == 'claim' and ARGV[7] ~= '0' and holder ~= owner and weight == ARGV[6] and goes_on(ttl, since)
+      and (waits or rest > #state)
+    then
+      local at, to = string.find(state, ' W ' .. owner .. ' ', rest, true)
+      local before = at and string.sub(state, 1, at - 1) or state
+      local behind = at and string.match(state, '^%d+ %d+ %d+ %d+ [!-~]+(.*)$', to + 1) or ''
+      local place = ' W ' .. owner .. ' ' .. ARGV[5] .. ' ' .. ARGV[8] .. ' ' .. ARGV[7] .. ' ' .. digits .. ' ' .. ARGV[4]
+      local kept = math.ceil((since + ttl - now + REMEMBERED) / 1000)
+      redis.call('SET', KEYS[1], before .. place .. behind, 'PX', kept)
+      return string.format('taken %.0f ', since + ttl - now) .. last
+    end
+  end
+end
 
 local corrupt = false
 local function int(digits)
@@ -13,36 +82,17 @@ local function int(digits)
   return value
 end
 
-local state = redis.call('GET', KEYS[1])
-
--- What most calls meet: nobody else holds or waits. Decided by digits, as many as the time has: to make numbers of them,
--- and digits of numbers, takes longer than all the rest.
-local digits = time[1] .. string.sub('00000' .. time[2], -6)
-local function less(a, b)
-  return #a == #b and a < b
-end
-local LIMIT = '4503599627370496'
-if command == 'claim' and less(digits, LIMIT) and (not state or less(state, digits) and not string.find(state, '%D')) then
-  local ttl, weight, tokens = ARGV[3], ARGV[5], ARGV[8]
-  if tonumber(weight) <= tonumber(ARGV[6]) then
-    local last = tokens == '1' and digits or string.format('%.0f', now + tokens - 1)
-    local expires = string.format('%.0f', now + ttl)
-    local value = last .. ' H ' .. owner .. ' ' .. weight .. ' ' .. digits .. ' ' .. ttl .. ' ' .. expires .. ' ' .. ARGV[4]
-    redis.call('SET', KEYS[1], value, 'PX', math.ceil((ttl + REMEMBERED) / 1000))
-    return 'granted ' .. digits
-  end
-elseif command == 'release' and state then
-  local last, who, weight, token, ttl, expires =
-    string.match(state, '^([1-9]%d+) H ([!-~]+) (%d+) (%d+) ([1-9]%d*) (%d+) [!-~]+$')
-  if who == owner and #weight < 16 and #ttl < 16 and less(last, LIMIT) and less(token, LIMIT) and less(expires, LIMIT)
-    and less(digits, expires)
-  then
-    redis.call('SET', KEYS[1], last == ARGV[4] and ARGV[5] or last, 'PX', REMEMBERED / 1000)
-    return '1'
-  end
-end
-
+-- Of the one who asks, when it releases.
+local held_before, waited_before = false, false
 local last, holders, waiters, held, clamped = 0, {}, {}, 0, false
+local function goes_on(one)
+  clamped = clamped or one.since > now
+  one.since = math.min(one.since, now)
+  return one.since + one.ttl > now
+end
+local function pass_over()
+  while waiters[1] and not goes_on(waiters[1]) do table.remove(waiters, 1) end
+end
 if state then
   local _, at, digits = string.find(state, '^(%d+)')
   if not at then
@@ -50,31 +100,36 @@ if state then
   end
   last = int(digits)
   while at < #state do
-    local _, to, who, weight, token, ttl, expires, label =
+    local _, to, who, weight, token, ttl, since, label =
       string.find(state, '^ H ([!-~]+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)', at + 1)
     if not to then break end
-    at, ttl, expires, weight, token = to, int(ttl), int(expires), int(weight), int(token)
-    clamped = clamped or expires > now + ttl
-    expires = math.min(expires, now + ttl)
-    if expires > now then
-      held = held + weight
-      table.insert(holders, { who = who, weight = weight, token = token, ttl = ttl, expires = expires, label = label })
+    at = to
+    local one =
+      { who = who, weight = int(weight), token = int(token), ttl = int(ttl), since = int(since), label = label }
+    if command == 'release' and who == owner then
+      held_before = true
+    elseif goes_on(one) then
+      held = held + one.weight
+      table.insert(holders, one)
     end
   end
   while at < #state do
-    local _, to, who, weight, tokens, ttl, expires, label =
+    local _, to, who, weight, tokens, ttl, since, label =
       string.find(state, '^ W ([!-~]+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)', at + 1)
     if not to then break end
-    at, ttl, expires, weight, tokens = to, int(ttl), int(expires), int(weight), int(tokens)
-    clamped = clamped or expires > now + ttl
-    expires = math.min(expires, now + ttl)
-    if expires > now then
-      table.insert(waiters, { who = who, weight = weight, tokens = tokens, ttl = ttl, expires = expires, label = label })
+    at = to
+    local one =
+      { who = who, weight = int(weight), tokens = int(tokens), ttl = int(ttl), since = int(since), label = label }
+    if command == 'release' and who == owner then
+      waited_before = true
+    else
+      table.insert(waiters, one)
     end
   end
   if at < #state or corrupt then
     return redis.error_reply('Corrupt what lies under the key is not the state of a lock, a semaphore or an election')
   end
+  pass_over()
 end
 
 local function find(list)
@@ -83,23 +138,22 @@ local function find(list)
   end
 end
 
-local latest = now
+local expires = now
 local function text()
   local parts = { string.format('%.0f', last) }
   for _, h in ipairs(holders) do
-    latest = math.max(latest, h.expires)
-    table.insert(parts, string.format('H %s %.0f %.0f %.0f %.0f %s', h.who, h.weight, h.token, h.ttl, h.expires, h.label))
+    expires = math.max(expires, h.since + h.ttl)
+    table.insert(parts, string.format('H %s %.0f %.0f %.0f %.0f %s', h.who, h.weight, h.token, h.ttl, h.since, h.label))
   end
   for _, w in ipairs(waiters) do
-    latest = math.max(latest, w.expires)
-    table.insert(parts, string.format('W %s %.0f %.0f %.0f %.0f %s', w.who, w.weight, w.tokens, w.ttl, w.expires, w.label))
+    table.insert(parts, string.format('W %s %.0f %.0f %.0f %.0f %s', w.who, w.weight, w.tokens, w.ttl, w.since, w.label))
   end
   return table.concat(parts, ' ')
 end
 
 local function put()
   local value = text()
-  local kept = math.ceil((latest - now + REMEMBERED) / 1000)
+  local kept = math.ceil((expires - now + REMEMBERED) / 1000)
   redis.call('SET', KEYS[1], value, 'PX', string.format('%.0f', kept))
 end
 
@@ -111,21 +165,20 @@ local function grant(w)
   local token = math.max(now, last + 1)
   last = token + w.tokens - 1
   held = held + w.weight
-  table.insert(holders, { who = w.who, weight = w.weight, token = token, ttl = w.ttl, expires = w.expires, label = w.label })
+  table.insert(holders, { who = w.who, weight = w.weight, token = token, ttl = w.ttl, since = w.since, label = w.label })
   return string.format('%.0f', token)
 end
 
 if command == 'release' then
-  local holder, waiter = find(holders), find(waiters)
-  if holder then held = held - table.remove(holders, holder).weight end
-  if waiter then table.remove(waiters, waiter) end
-  if holder and last == tonumber(ARGV[4]) then
+  if held_before and last == tonumber(ARGV[4]) then
     last = tonumber(ARGV[5])
-  elseif not holder and not waiter then
+  elseif not held_before and not waited_before then
     last = math.max(now, last + 1)
   end
-  local reply, capacity = { holder and '1' or '0' }, tonumber(ARGV[3])
-  while waiters[1] and held + waiters[1].weight <= capacity do
+  local reply, capacity = { held_before and '1' or '0' }, tonumber(ARGV[3])
+  while held < capacity do
+    pass_over()
+    if not waiters[1] or held + waiters[1].weight > capacity then break end
     local w = table.remove(waiters, 1)
     table.insert(reply, w.who)
     table.insert(reply, grant(w))
@@ -138,14 +191,14 @@ local ttl, label = tonumber(ARGV[3]), ARGV[4]
 local holder = holders[find(holders)]
 if command == 'renew' then
   if not holder then return '0' end
-  holder.ttl, holder.expires, holder.label = ttl, now + ttl, label
+  holder.ttl, holder.since, holder.label = ttl, now, label
   last = math.max(last, tonumber(ARGV[5]))
   put()
   return '1'
 end
 
 if holder then
-  holder.ttl, holder.expires = ttl, now + ttl
+  holder.ttl, holder.since = ttl, now
   put()
   return 'granted ' .. string.format('%.0f', holder.token)
 end
@@ -156,7 +209,7 @@ local before = held + weight
 for i = 1, place and place - 1 or #waiters do
   before = before + waiters[i].weight
 end
-local waiter = { who = owner, weight = weight, tokens = tokens, ttl = ttl, expires = now + ttl, label = label }
+local waiter = { who = owner, weight = weight, tokens = tokens, ttl = ttl, since = now, label = label }
 if before <= capacity then
   if place then table.remove(waiters, place) end
   local token = grant(waiter)
@@ -165,11 +218,11 @@ if before <= capacity then
 end
 local first
 for _, h in ipairs(holders) do
-  first = math.min(first or h.expires, h.expires)
+  first = math.min(first or h.since + h.ttl, h.since + h.ttl)
 end
-first = first or waiters[1] and waiters[1].expires or now
+first = first or waiters[1] and waiters[1].since + waiters[1].ttl or now
 if patience > 0 then
-  waiter.ttl, waiter.expires = patience, now + patience
+  waiter.ttl = patience
   waiters[place or #waiters + 1] = waiter
 end
 if patience > 0 or clamped then put() end

@@ -11,8 +11,8 @@ pub(super) const OF: &str = "a lock, a semaphore or an election";
 
 /// Who holds and who waits.
 ///
-/// As text: the greatest token, then `H owner weight token ttl expires label` for each holder, then
-/// `W owner weight tokens ttl expires label` for each who waits, with one space between all, and times in microseconds.
+/// As text: the greatest token, then `H owner weight token ttl since label` for each holder, then
+/// `W owner weight tokens ttl since label` for each who waits, with one space between all, and times in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct State {
     /// The greatest token that was given.
@@ -20,7 +20,7 @@ pub(crate) struct State {
     pub(crate) holders: Vec<Holder>,
     /// In the order in which they came.
     pub(crate) waiters: Vec<Waiter>,
-    /// Something was to last longer than it can: the clock has stepped back since. Not part of the text.
+    /// Something was to begin later than now: the clock has stepped back since. Not part of the text.
     pub(crate) clamped: bool,
 }
 
@@ -47,11 +47,11 @@ pub(crate) struct Waiter {
     pub(crate) label: String,
 }
 
-/// How long something is valid unless it is renewed, and until when.
+/// How long something is valid unless it is renewed, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Term {
     pub(crate) ttl: i64,
-    pub(crate) expires: i64,
+    pub(crate) since: i64,
 }
 
 /// What all numbers of a state are less than: tokens can rise and sums of two are exact in scripts. As a time it is reached
@@ -59,17 +59,16 @@ pub(crate) struct Term {
 const LIMIT: i64 = 1 << 52;
 
 impl Term {
-    pub(crate) fn new(ttl: i64, now: i64) -> Self {
-        Self { ttl, expires: now + ttl }
+    pub(crate) fn expires(self) -> i64 {
+        self.since + self.ttl
     }
 
-    /// Whether it goes on. What expires later than it could if it were given now was given before the clock stepped
-    /// back: it is taken to be given now, so that the dead hold nothing for as long as the step was.
+    /// Whether it goes on. One that begins later than now was given before the clock stepped back: it is taken to be
+    /// given now, so that the dead hold nothing for as long as the step was.
     fn goes_on(&mut self, now: i64, clamped: &mut bool) -> bool {
-        let latest = now + self.ttl;
-        *clamped |= self.expires > latest;
-        self.expires = self.expires.min(latest);
-        self.expires > now
+        *clamped |= self.since > now;
+        self.since = self.since.min(now);
+        self.expires() > now
     }
 }
 
@@ -80,10 +79,26 @@ impl State {
     /// `Corrupt` if it is something else.
     pub(crate) fn read(state: Option<&[u8]>, now: i64) -> Result<Self> {
         let mut read = state.map(Self::parse).transpose()?.unwrap_or_default();
-        let clamped = &mut read.clamped;
-        read.holders.retain_mut(|holder| holder.term.goes_on(now, clamped));
-        read.waiters.retain_mut(|waiter| waiter.term.goes_on(now, clamped));
+        read.let_go(now);
         Ok(read)
+    }
+
+    /// Drops the holders whose terms are over, and those first in line whose places are.
+    ///
+    /// Behind the first in line places may be over too; they are in nobody's way until they are first.
+    pub(crate) fn let_go(&mut self, now: i64) {
+        let clamped = &mut self.clamped;
+        self.holders.retain_mut(|holder| holder.term.goes_on(now, clamped));
+        self.pass_over(now);
+    }
+
+    /// Drops those first in line whose places are over.
+    fn pass_over(&mut self, now: i64) {
+        while let Some(first) = self.waiters.first_mut()
+            && !first.term.goes_on(now, &mut self.clamped)
+        {
+            self.waiters.remove(0);
+        }
     }
 
     /// All of it, what is over included.
@@ -99,14 +114,14 @@ impl State {
                     owner: fields.word()?.to_owned(),
                     weight: fields.integer()?,
                     token: fields.integer()?,
-                    term: Term { ttl: fields.integer()?, expires: fields.integer()? },
+                    term: Term { ttl: fields.integer()?, since: fields.integer()? },
                     label: fields.word()?.to_owned(),
                 }),
                 "W" => parsed.waiters.push(Waiter {
                     owner: fields.word()?.to_owned(),
                     weight: fields.integer()?,
                     tokens: fields.integer()?,
-                    term: Term { ttl: fields.integer()?, expires: fields.integer()? },
+                    term: Term { ttl: fields.integer()?, since: fields.integer()? },
                     label: fields.word()?.to_owned(),
                 }),
                 _ => return Err(corrupt(OF)),
@@ -117,19 +132,18 @@ impl State {
 
     pub(crate) fn write(&self) -> String {
         let mut text = self.last_token.to_string();
-        for Holder { owner, weight, token, term: Term { ttl, expires }, label } in &self.holders {
-            let _ = write!(text, " H {owner} {weight} {token} {ttl} {expires} {label}");
+        for Holder { owner, weight, token, term: Term { ttl, since }, label } in &self.holders {
+            let _ = write!(text, " H {owner} {weight} {token} {ttl} {since} {label}");
         }
-        for Waiter { owner, weight, tokens, term: Term { ttl, expires }, label } in &self.waiters {
-            let _ = write!(text, " W {owner} {weight} {tokens} {ttl} {expires} {label}");
+        for Waiter { owner, weight, tokens, term: Term { ttl, since }, label } in &self.waiters {
+            let _ = write!(text, " W {owner} {weight} {tokens} {ttl} {since} {label}");
         }
         text
     }
 
-    /// When the last term is over.
+    /// When the last of the holders' terms is over.
     pub(crate) fn expires(&self) -> Option<i64> {
-        let holders = self.holders.iter().map(|holder| holder.term.expires);
-        holders.chain(self.waiters.iter().map(|waiter| waiter.term.expires)).max()
+        self.holders.iter().map(|holder| holder.term.expires()).max()
     }
 
     /// Grants this for a term, and returns the first of its tokens.
@@ -145,9 +159,11 @@ impl State {
     /// first tokens.
     pub(crate) fn grant_next(&mut self, capacity: i64, now: i64) -> Vec<(String, i64)> {
         let mut granted = Vec::new();
-        while let Some(next) = self.waiters.first()
-            && self.fits(next.weight, 0, capacity)
-        {
+        while self.held() < capacity {
+            self.pass_over(now);
+            if !self.waiters.first().is_some_and(|next| self.fits(next.weight, 0, capacity)) {
+                break;
+            }
             let next = self.waiters.remove(0);
             let owner = next.owner.clone();
             granted.push((owner, self.grant(next, now)));

@@ -92,7 +92,7 @@ impl Transition for Claim {
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
-        let term = Term::new(self.ttl, now);
+        let term = Term { ttl: self.ttl, since: now };
         if let Some(holder) = state.holders.iter_mut().find(|holder| holder.owner == self.owner) {
             holder.term = term;
             let reply = granted(holder.token);
@@ -111,11 +111,12 @@ impl Transition for Claim {
             let token = state.grant(waiter(term), now);
             return Ok(put(&state, now, granted(token)));
         }
-        let first = state.holders.iter().map(|holder| holder.term.expires).min();
-        let first = first.or_else(|| state.waiters.first().map(|waiter| waiter.term.expires)).unwrap_or(now);
+        let first = state.holders.iter().map(|holder| holder.term.expires()).min();
+        let first =
+            first.or_else(|| state.waiters.first().map(|waiter| waiter.term.expires())).unwrap_or(now);
         let reply = format!("taken {} {}", first - now, state.last_token);
         if self.patience > 0 {
-            let waiter = waiter(Term::new(self.patience, now));
+            let waiter = waiter(Term { ttl: self.patience, since: now });
             match place.and_then(|place| state.waiters.get_mut(place)) {
                 Some(place) => *place = waiter,
                 None => state.waiters.push(waiter),
@@ -128,7 +129,8 @@ impl Transition for Claim {
 
     fn script(&self) -> Option<ScriptCall> {
         let Self { owner, label, weight, capacity, ttl, patience, tokens } = self;
-        call(&[&"claim", owner, ttl, label, weight, capacity, patience, tokens])
+        let kept = (ttl + REMEMBERED).unsigned_abs().div_ceil(1_000);
+        call(&[&"claim", owner, ttl, label, weight, capacity, patience, tokens, &kept])
     }
 }
 
@@ -159,7 +161,7 @@ impl Transition for Renew {
         let Some(holder) = state.holders.iter_mut().find(|holder| holder.owner == self.owner) else {
             return Ok(Step::nothing("0"));
         };
-        holder.term = Term::new(self.ttl, now);
+        holder.term = Term { ttl: self.ttl, since: now };
         holder.label.clone_from(&self.label);
         state.last_token = state.last_token.max(self.floor);
         Ok(put(&state, now, "1".into()))
@@ -182,10 +184,11 @@ impl Transition for Release {
         "release"
     }
 
-    /// Replies whether something was held, `0` or `1`, and then those who hold now, each with its first token.
+    /// Replies whether something was held, `0` or `1`, and then those who hold now, each with its first token. What is
+    /// over is still held as long as nobody has asked for it since.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
-        let mut state = State::read(state, now)?;
+        let mut state = state.map(State::parse).transpose()?.unwrap_or_default();
         let (holders, waiters) = (state.holders.len(), state.waiters.len());
         state.holders.retain(|holder| holder.owner != self.owner);
         state.waiters.retain(|waiter| waiter.owner != self.owner);
@@ -196,6 +199,7 @@ impl Transition for Release {
         } else if !held && state.waiters.len() == waiters {
             state.last_token = now.max(state.last_token.saturating_add(1));
         }
+        state.let_go(now);
         let mut reply = String::from(if held { "1" } else { "0" });
         for (owner, token) in state.grant_next(self.capacity, now) {
             let _ = write!(reply, " {owner} {token}");
@@ -493,7 +497,8 @@ mod tests {
         )
     }
 
-    /// What is left after a release, or a state with one holder, with numbers at the ends of what they may be.
+    /// What is left after a release, or a state with one holder and at most two who wait, with numbers at the ends of what
+    /// they may be.
     fn one_holder() -> impl Strategy<Value = String> {
         let ends =
             [0, 1, START - 1, START, START + 1, START + SECOND, (1 << 52) - 1, 1 << 52, 1 << 53, 1 << 60];
@@ -501,13 +506,20 @@ mod tests {
             (prop::sample::select(ends.to_vec()), prop::bool::weighted(0.1))
                 .prop_map(|(number, zero)| format!("{}{number}", if zero { "0" } else { "" }))
         };
-        let now = move || prop_oneof![2 => Just(START.to_string()), 1 => number()];
-        let later = move || prop_oneof![2 => Just((START + 1).to_string()), 1 => number()];
+        let now = move || prop_oneof![4 => Just((START - 1).to_string()), 1 => number()];
+        let long = move || prop_oneof![4 => Just(SECOND.to_string()), 1 => number()];
         let small = || prop_oneof![4 => Just("1".to_owned()), 1 => number()];
-        (now(), prop::option::weighted(0.8, (small(), now(), small(), later()))).prop_map(|(last, holder)| {
-            let holder = holder
-                .map(|(weight, token, ttl, expires)| format!(" H a {weight} {token} {ttl} {expires} ="));
-            last + &holder.unwrap_or_default()
+        let party = move |owners: &'static [&'static str]| {
+            (prop::sample::select(owners), small(), small(), long(), now()).prop_map(
+                |(owner, weight, tokens, ttl, since)| format!("{owner} {weight} {tokens} {ttl} {since} ="),
+            )
+        };
+        let behind = prop::option::of(Just(format!(" W c 1 1 {SECOND} {} =", START - 1)));
+        let line = prop::option::of((party(&["a", "b"]), behind));
+        (now(), prop::option::weighted(0.8, (party(&["a", "b"]), line))).prop_map(|(last, holder)| {
+            let Some((holder, line)) = holder else { return last };
+            let line = line.map(|(first, behind)| format!(" W {first}{}", behind.unwrap_or_default()));
+            format!("{last} H {holder}{}", line.unwrap_or_default())
         })
     }
 
@@ -528,14 +540,22 @@ mod tests {
         #[test]
         fn the_script_reads_one_holder_as_the_transitions_do(
             state in one_holder(),
-            claims in any::<bool>(),
+            owner in prop::sample::select(vec!["a", "b", "c", "d"]),
+            patience in prop::option::of(0..2_i64),
             tokens in 1..3_i64,
+            capacity in 1..3_i64,
         ) {
             let mut twin = Twin::new();
             twin.put(state.as_bytes());
-            let release = Release { owner: "a".into(), capacity: 1, tokens: (START, START - 1) };
-            let claim = Claim { tokens, ..claim("a", SECOND) };
-            let _ = if claims { twin.apply(&claim, at(START)) } else { twin.apply(&release, at(START)) };
+            let release = Release { owner: owner.into(), capacity, tokens: (START - 1, START - 2) };
+            let claims = patience.map(|patience| {
+                Claim { tokens, capacity, patience: patience * SECOND, ..claim(owner, SECOND) }
+            });
+            let transition: &dyn Transition = match &claims {
+                Some(claim) => claim,
+                None => &release,
+            };
+            let _ = twin.apply(transition, at(START));
         }
 
         #[test]
