@@ -5,6 +5,17 @@ local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
 
+-- Those in other processes learn what a release grants them by a message: its name lies beside the key, as that of a key
+-- would.
+local function tell(granted, token)
+  local process = string.match(granted, '^[^.]*')
+  if process ~= string.match(owner, '^[^.]*') then
+    local channel = string.sub(KEYS[1], 1, -1 - ARGV[6]) .. 'commonhold:released:' .. process
+    -- Who may not publish leaves it to them to ask.
+    redis.pcall('PUBLISH', channel, granted .. ' ' .. token)
+  end
+end
+
 local state = redis.call('GET', KEYS[1])
 local time, now
 
@@ -60,6 +71,7 @@ do
       local value = last .. ' H ' .. next .. ' ' .. wanted .. ' ' .. digits .. ' ' .. term .. ' ' .. asked .. ' ' .. label
       local kept = math.ceil((asked + term - now + REMEMBERED) / 1000)
       redis.call('SET', KEYS[1], value .. string.sub(state, after), 'PX', kept)
+      tell(next, digits)
       return '1 ' .. next .. ' ' .. digits
     elseif command == 'claim' and ARGV[7] ~= '0' and holder ~= owner and weight == ARGV[6] and goes_on(ttl, since)
       and (waits or rest > #state)
@@ -180,8 +192,10 @@ if command == 'release' then
     pass_over()
     if not waiters[1] or held + waiters[1].weight > capacity then break end
     local w = table.remove(waiters, 1)
+    local token = grant(w)
     table.insert(reply, w.who)
-    table.insert(reply, grant(w))
+    table.insert(reply, token)
+    tell(w.who, token)
   end
   put()
   return table.concat(reply, ' ')

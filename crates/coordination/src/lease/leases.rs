@@ -227,13 +227,14 @@ impl Leases {
         capacity: i64,
         tokens: (i64, i64),
     ) -> Result<Given> {
-        let release = Release { owner: owner.to_owned(), capacity, tokens };
+        let (owner, key_len) = (owner.to_owned(), key.as_bytes().len());
+        let release = Release { owner, capacity, tokens, key_len, applied: Arc::default() };
         let (mut failures, mut lost) = (0, false);
         loop {
             let released = self.store.transact(key, release.clone()).await;
             match released.and_then(|reply| Released::decode(&reply)) {
                 Ok(Released { held, granted }) => {
-                    self.wakeups.tell(&granted).await;
+                    self.wakeups.tell(&granted, release.applied.load(Ordering::Relaxed)).await;
                     return Ok(match held {
                         true => Given::Back,
                         false if lost => Given::Perhaps,

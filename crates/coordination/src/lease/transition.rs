@@ -2,6 +2,10 @@
 
 use std::{
     fmt::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +73,10 @@ pub(crate) struct Release {
     pub(crate) capacity: i64,
     /// The last of the tokens that were granted, and the last that anybody got.
     pub(crate) tokens: (i64, i64),
+    /// How many bytes the key has.
+    pub(crate) key_len: usize,
+    /// Set when it is applied here: those to whom it grants are still to be told then. The script tells them by itself.
+    pub(crate) applied: Arc<AtomicBool>,
 }
 
 /// Changes nothing; replies the time in microseconds and what is left of the state.
@@ -188,6 +196,7 @@ impl Transition for Release {
     /// over is still held as long as nobody has asked for it since.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
+        self.applied.store(true, Ordering::Relaxed);
         let mut state = state.map(State::parse).transpose()?.unwrap_or_default();
         let (holders, waiters) = (state.holders.len(), state.waiters.len());
         state.holders.retain(|holder| holder.owner != self.owner);
@@ -209,7 +218,7 @@ impl Transition for Release {
 
     fn script(&self) -> Option<ScriptCall> {
         let (granted, used) = self.tokens;
-        call(&[&"release", &self.owner, &self.capacity, &granted, &used])
+        call(&[&"release", &self.owner, &self.capacity, &granted, &used, &self.key_len])
     }
 }
 
@@ -288,6 +297,10 @@ mod tests {
         Claim { owner: owner.into(), label: "=".into(), weight: 1, capacity: 1, ttl, patience: 0, tokens: 1 }
     }
 
+    fn release(owner: &str, capacity: i64, tokens: (i64, i64)) -> Release {
+        Release { owner: owner.into(), capacity, tokens, key_len: 1, applied: Arc::default() }
+    }
+
     /// A store of one key.
     #[derive(Default)]
     struct One(Option<Bytes>);
@@ -306,7 +319,7 @@ mod tests {
         }
 
         fn release(&mut self, owner: &str, now: i64) -> Released {
-            let release = Release { owner: owner.into(), capacity: 1, tokens: (0, 0) };
+            let release = release(owner, 1, (0, 0));
             Released::decode(&self.apply(&release, now)).unwrap()
         }
     }
@@ -367,12 +380,10 @@ mod tests {
         let Claimed::Granted(first) = lock.claim(&Claim { tokens: 256, ..claim("a", SECOND) }, START) else {
             panic!()
         };
-        let release = Release { owner: "a".into(), capacity: 1, tokens: (first + 255, first + 2) };
-        lock.apply(&release, START + 1);
+        lock.apply(&release("a", 1, (first + 255, first + 2)), START + 1);
         assert_eq!(lock.claim(&claim("b", SECOND), START + 1), Claimed::Granted(first + 3));
         // Of one who holds nothing any more nothing is known.
-        let late = Release { owner: "a".into(), capacity: 1, tokens: (first + 3, first) };
-        lock.apply(&late, START + 1);
+        lock.apply(&release("a", 1, (first + 3, first)), START + 1);
         assert_eq!(
             lock.0.as_deref().and_then(|state| State::parse(state).ok()).unwrap().last_token,
             first + 4
@@ -465,7 +476,7 @@ mod tests {
                     let state = state.map(|state| State::parse(state).unwrap()).unwrap_or_default();
                     let holder = state.holders.into_iter().find(|holder| holder.owner == owner);
                     let granted = holder.map_or(0, |holder| holder.token + TOKENS - 1);
-                    Box::new(Release { owner, capacity: 3, tokens: (granted, granted - i64::from(unused)) })
+                    Box::new(release(&owner, 3, (granted, granted - i64::from(unused))))
                 }
             }
         }
@@ -547,7 +558,7 @@ mod tests {
         ) {
             let mut twin = Twin::new();
             twin.put(state.as_bytes());
-            let release = Release { owner: owner.into(), capacity, tokens: (START - 1, START - 2) };
+            let release = release(owner, capacity, (START - 1, START - 2));
             let claims = patience.map(|patience| {
                 Claim { tokens, capacity, patience: patience * SECOND, ..claim(owner, SECOND) }
             });

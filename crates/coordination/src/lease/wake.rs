@@ -16,7 +16,8 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 use tokio_util::sync::CancellationToken;
 
 /// What the channels are called on which those who wait in a process are told what was granted to them: the names of
-/// their claims, each with its first token. The name of the process follows: nobody hears what others are told.
+/// their claims, each with its first token. The name of the process follows: nobody hears what others are told. `lease.lua`
+/// publishes there too.
 const CHANNEL: &str = "commonhold:released:";
 /// How long to wait before the channel is subscribed to again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -65,9 +66,9 @@ impl Wakeups {
         self.store.capabilities().publish
     }
 
-    /// Tells these claims, wherever they wait, what was granted to them. They poll as well: a message that is lost delays
-    /// them.
-    pub(crate) async fn tell(&self, granted: &[(String, i64)]) {
+    /// Tells these claims what was granted to them: those that wait here, and with `others` those that wait elsewhere. They
+    /// poll as well: a message that is lost delays them.
+    pub(crate) async fn tell(&self, granted: &[(String, i64)], others: bool) {
         let mut told: BTreeMap<&str, String> = BTreeMap::new();
         for (owner, token) in granted {
             let message = told.entry(process_of(owner)).or_default();
@@ -77,7 +78,7 @@ impl Wakeups {
         if let Some(here) = told.remove(&*self.process) {
             self.wake(here.as_bytes());
         }
-        if !self.can_wake() {
+        if !others || !self.can_wake() {
             return;
         }
         let told = told.into_iter().map(async |(process, message)| {
@@ -216,3 +217,13 @@ impl Drop for Hearing {
 
 /// How long the subscription stays when nobody waits.
 const IDLE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_tells_where_it_is_heard() {
+        assert!(include_str!("lease.lua").contains(&format!("'{CHANNEL}'")));
+    }
+}

@@ -11,7 +11,10 @@ use commonhold_coordination::{
     counter::Counter,
     limit::{DistributedLimiter, OnUnavailable, Rate, TokenBucket},
 };
-use commonhold_testkit::{eventually, servers::Postgres};
+use commonhold_testkit::{
+    eventually,
+    servers::{Postgres, shared::redis_url, unique},
+};
 use futures_util::FutureExt as _;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
@@ -575,4 +578,41 @@ fn nothing_hangs_on_a_runtime_that_has_ended() {
         let (mut one, mut other) = (Box::pin(limiter.try_acquire(1)), Box::pin(limiter.try_acquire(1)));
         let _ = (futures_util::poll!(&mut one), futures_util::poll!(&mut other));
     }));
+}
+
+/// Who waits in another process is told once what a release grants it, where it hears, also behind a prefix and a
+/// namespace. By the script, or by who released where no script is run.
+async fn tells_once(options: &str) {
+    let prefix = format!("{}:", unique("p"));
+    let url = format!("{}?prefix={prefix}{options}", redis_url());
+    let open = async || Locks::new(commonhold::open(&url).await.unwrap().namespace("n").unwrap()).unwrap();
+    let (one, other) = (open().await, open().await);
+    let first = one.try_acquire("l", TTL).await.unwrap().unwrap();
+    let waiting = tokio::spawn(async move { other.acquire("l", TTL, PATIENCE).await });
+    let client = redis::Client::open(redis_url()).unwrap();
+    let mut raw = client.get_connection().unwrap();
+    let mut channels = || -> Vec<String> {
+        redis::cmd("PUBSUB").arg("CHANNELS").arg(format!("{prefix}*")).query(&mut raw).unwrap()
+    };
+    eventually(PATIENCE, "it hears", async || channels().len() == 1).await;
+    let channel = channels().remove(0);
+    eventually(PATIENCE, "it stands in line", async || one.show("l").await.unwrap().waiting == 1).await;
+    let mut listener = client.get_connection().unwrap();
+    let mut listening = listener.as_pubsub();
+    listening.set_read_timeout(Some(PATIENCE)).unwrap();
+    listening.psubscribe(format!("{prefix}*")).unwrap();
+
+    assert!(first.release().await.unwrap());
+    let second = waiting.await.unwrap().unwrap().unwrap();
+    redis::cmd("PUBLISH").arg(format!("{prefix}end")).arg("").exec(&mut raw).unwrap();
+    let message = listening.get_message().unwrap();
+    assert_eq!(message.get_channel_name(), channel);
+    assert!(message.get_payload::<String>().unwrap().ends_with(&format!(" {}", second.token())));
+    assert_eq!(listening.get_message().unwrap().get_channel_name(), format!("{prefix}end"));
+}
+
+#[tokio::test]
+async fn who_waits_in_another_process_is_told_once() {
+    tells_once("").await;
+    tells_once("&ttl=1h").await;
 }

@@ -335,10 +335,10 @@ fn locks_exclude_when_replies_are_lost_and_connections_are_cut() {
 /// Parts those who come this way from the store for longer than what they hold lasts. What they sent meanwhile arrives late,
 /// or never.
 fn part(proxy: &Proxy, step: usize) {
-    proxy.set(if step % 2 == 0 { Mode::Hold } else { Mode::BlackHole });
+    proxy.set(if step.is_multiple_of(2) { Mode::Hold } else { Mode::BlackHole });
     thread::sleep(PAST_TTL);
     proxy.set(Mode::Pass);
-    if step % 2 != 0 {
+    if !step.is_multiple_of(2) {
         proxy.cut();
     }
 }
