@@ -273,10 +273,10 @@ impl Lead {
     }
 }
 
-fn label(value: &[u8]) -> Result<String> {
+fn label(value: &[u8]) -> Result<Arc<str>> {
     if value.len() > MAX_VALUE_LEN {
         let message = format!("a leader proclaims at most {MAX_VALUE_LEN} bytes, not {}", value.len());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    Ok(to_label(value))
+    Ok(to_label(value).into())
 }

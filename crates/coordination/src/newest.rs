@@ -31,7 +31,7 @@ impl Transition for Read {
 
     fn script(&self) -> Option<ScriptCall> {
         let source = "local value = redis.call('GET', KEYS[1]) return value and '=' .. value or ''";
-        Some(ScriptCall { source, args: Vec::new() })
+        Some(ScriptCall::new(source))
     }
 }
 

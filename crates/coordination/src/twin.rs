@@ -74,13 +74,13 @@ impl Twin {
     fn run_script(&mut self, transition: &dyn Transition, now: Timestamp) -> Result<Bytes, ErrorKind> {
         let call = transition.script().expect("the transition has a script");
         let clock = "redis.call('TIME')";
-        assert!(call.source.matches(clock).count() <= 1, "a script asks for the time once");
-        let source = call.source.replace(clock, "{ARGV[#ARGV - 1], ARGV[#ARGV]}");
+        assert!(call.source().matches(clock).count() <= 1, "a script asks for the time once");
+        let source = call.source().replace(clock, "{ARGV[#ARGV - 1], ARGV[#ARGV]}");
         let micros = micros(now);
         let script = redis::Script::new(&source);
         let mut invocation = script.key(&self.key);
-        for arg in &call.args {
-            invocation.arg(&arg[..]);
+        for argument in call.arguments() {
+            invocation.arg(argument);
         }
         invocation.arg(micros.div_euclid(1_000_000)).arg(micros.rem_euclid(1_000_000));
         match invocation.invoke::<redis::Value>(&mut self.connection) {

@@ -1,6 +1,9 @@
 //! Transitions: pure functions that a store applies atomically to one key.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -66,10 +69,49 @@ pub trait Transition: fmt::Debug + Send + Sync + 'static {
 /// `NotInteger`. It takes the time from `redis.call('TIME')`, the clock that expiry is judged by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptCall {
-    /// The script's text. Stores keep it and send its digest.
-    pub source: &'static str,
+    source: &'static str,
+    /// All arguments, one after the other: one piece of memory for all.
+    text: String,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl ScriptCall {
+    /// A call of the script with this text without arguments. Stores keep the text and send its digest.
+    pub fn new(source: &'static str) -> Self {
+        // More than most have.
+        Self { source, text: String::with_capacity(192), ends: Vec::with_capacity(16) }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl fmt::Display) -> Self {
+        // A String takes all that is written to it.
+        let _ = write!(self.text, "{argument}");
+        self.ends.push(self.text.len());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(self, arguments: impl IntoIterator<Item = impl fmt::Display>) -> Self {
+        arguments.into_iter().fold(self, Self::arg)
+    }
+
+    /// The text of the script.
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+
     /// What it is called with.
-    pub args: Vec<Bytes>,
+    pub fn arguments(&self) -> impl ExactSizeIterator<Item = &str> {
+        let mut begin = 0;
+        self.ends.iter().map(move |&end| {
+            let argument = self.text.get(begin..end).unwrap_or_default();
+            begin = end;
+            argument
+        })
+    }
 }
 
 /// What a transition decides.
@@ -153,8 +195,7 @@ impl Transition for Increment {
 
     fn script(&self) -> Option<ScriptCall> {
         let ttl = self.ttl.map_or(0, |ttl| ttl.as_nanos().div_ceil(1_000_000));
-        let args = vec![self.delta.to_string().into(), ttl.to_string().into()];
-        Some(ScriptCall { source: include_str!("increment.lua"), args })
+        Some(ScriptCall::new(include_str!("increment.lua")).arg(self.delta).arg(ttl))
     }
 
     fn as_increment(&self) -> Option<&Increment> {

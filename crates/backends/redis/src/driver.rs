@@ -313,6 +313,13 @@ pub(crate) fn command(name: &str) -> Cmd {
     redis::cmd(name)
 }
 
+/// The command of this name, with room for so many arguments of so many bytes together.
+pub(crate) fn command_of(name: &str, arguments: usize, bytes: usize) -> Cmd {
+    let mut command = Cmd::with_capacity(arguments, bytes);
+    command.arg(name);
+    command
+}
+
 /// The reply, or the error that it is.
 pub(crate) fn checked(reply: Value) -> Result<Value> {
     match reply {

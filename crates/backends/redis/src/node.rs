@@ -10,7 +10,7 @@ use commonhold_core::Result;
 use futures_util::future::BoxFuture;
 
 use crate::{
-    driver::{Cmd, Connection, OnPush, Pipeline, Value, array, command, digest},
+    driver::{Cmd, Connection, OnPush, Pipeline, Value, array, command, command_of, digest},
     error::{Access, unexpected},
     flight::Flight,
     primary::{Role, role},
@@ -51,7 +51,7 @@ impl Script {
 
     /// A call with these keys; arguments can be added to its command.
     pub(crate) fn call<'a>(&self, access: Access, keys: impl ExactSizeIterator<Item = &'a Bytes>) -> Request {
-        let mut call = command("EVALSHA");
+        let mut call = command_of("EVALSHA", 16, 256);
         call.arg(&*self.digest).arg(keys.len());
         for key in keys {
             call.arg(&key[..]);
@@ -66,8 +66,15 @@ impl Request {
     }
 
     #[must_use]
-    pub(crate) fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
-        self.command.arg(argument.as_ref());
+    pub(crate) fn arg(self, argument: impl AsRef<[u8]>) -> Self {
+        self.args([argument])
+    }
+
+    #[must_use]
+    pub(crate) fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        for argument in arguments {
+            self.command.arg(argument.as_ref());
+        }
         self
     }
 }

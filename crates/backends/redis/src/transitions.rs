@@ -63,10 +63,8 @@ impl Transitions {
     }
 
     async fn call(&self, key: &Bytes, call: ScriptCall) -> Result<Bytes> {
-        let mut request = self.script(call.source).call(Access::Write, [key].into_iter());
-        for argument in call.args {
-            request = request.arg(argument);
-        }
+        let script = self.script(call.source());
+        let request = script.call(Access::Write, [key].into_iter()).args(call.arguments());
         Ok(bytes(self.servers.send(key, &request).await?)?.unwrap_or_default())
     }
 

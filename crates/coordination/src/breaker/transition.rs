@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use commonhold_core::{Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
 use super::{
@@ -129,10 +128,7 @@ impl Transition for Command {
 
 impl Command {
     fn call(&self, command: &'static str, args: &[i64]) -> ScriptCall {
-        let numbers = self.rules.args().into_iter().chain(args.iter().copied());
-        let args =
-            std::iter::once(Bytes::from(command)).chain(numbers.map(|number| number.to_string().into()));
-        ScriptCall { source: include_str!("breaker.lua"), args: args.collect() }
+        ScriptCall::new(include_str!("breaker.lua")).arg(command).args(self.rules.args()).args(args)
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) struct Shared {
     leases: Arc<Leases>,
     key: Key,
     capacity: i64,
-    owner: String,
+    owner: Arc<str>,
     term: Mutex<Term>,
     renewal: Mutex<Renewal>,
     /// One at a time is on its way.
@@ -90,7 +90,7 @@ struct Term {
     ttl: Duration,
     /// Until when it is held for sure.
     deadline: Instant,
-    label: String,
+    label: Arc<str>,
     floor: i64,
 }
 
@@ -98,7 +98,7 @@ impl Held {
     pub(crate) fn new(
         leases: Arc<Leases>,
         wanted: &Wanted,
-        owner: String,
+        owner: Arc<str>,
         tokens: Range<i64>,
         beginning: Beginning,
     ) -> Self {
@@ -164,7 +164,7 @@ impl Held {
     }
 
     /// Says this of itself from now on.
-    pub(crate) async fn relabel(&self, label: String) -> Result<bool> {
+    pub(crate) async fn relabel(&self, label: Arc<str>) -> Result<bool> {
         self.shared.term().label = label;
         self.shared.renew().await
     }

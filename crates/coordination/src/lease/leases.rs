@@ -42,7 +42,7 @@ pub(crate) struct Leases {
     store: Store,
     /// Names this process.
     process: String,
-    label: String,
+    label: Arc<str>,
     claims: AtomicU64,
     wakeups: Arc<Wakeups>,
     schedule: Schedule,
@@ -62,7 +62,7 @@ pub(crate) struct Wanted {
     pub(crate) ttl: Duration,
     /// How many tokens at once.
     pub(crate) tokens: i64,
-    pub(crate) label: String,
+    pub(crate) label: Arc<str>,
 }
 
 impl Leases {
@@ -75,7 +75,7 @@ impl Leases {
         }
         let process = format!("{:016x}", fastrand::u64(..));
         let wakeups = Wakeups::new(store.clone(), &process);
-        let label = to_label(process_name().as_bytes());
+        let label = to_label(process_name().as_bytes()).into();
         Ok(Self {
             store,
             process,
@@ -127,7 +127,7 @@ impl Leases {
         self.check_ttl(wanted.ttl)?;
         *self.runtime() = Some(Handle::current());
         let number = self.claims.fetch_add(1, Ordering::Relaxed);
-        let owner = format!("{}.{number}", self.process);
+        let owner: Arc<str> = format!("{}.{number}", self.process).into();
         let begun = Begun { leases: self, wanted, owner: owner.clone(), settled: AtomicBool::new(false) };
         let patience = wanted.ttl.clamp(PATIENCE.0, PATIENCE.1);
         let claim = Claim {
@@ -223,11 +223,11 @@ impl Leases {
     pub(crate) async fn release(
         &self,
         key: &Key,
-        owner: &str,
+        owner: &Arc<str>,
         capacity: i64,
         tokens: (i64, i64),
     ) -> Result<Given> {
-        let (owner, key_len) = (owner.to_owned(), key.as_bytes().len());
+        let (owner, key_len) = (Arc::clone(owner), key.as_bytes().len());
         let release = Release { owner, capacity, tokens, key_len, applied: Arc::default() };
         let (mut failures, mut lost) = (0, false);
         loop {
@@ -252,7 +252,7 @@ impl Leases {
     }
 
     /// Gives back in the background. It expires if that fails.
-    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: String, capacity: i64, tokens: (i64, i64)) {
+    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: Arc<str>, capacity: i64, tokens: (i64, i64)) {
         let Some(runtime) = Handle::try_current().ok().or_else(|| self.runtime().clone()) else { return };
         let leases = Arc::clone(self);
         let release = async move {
@@ -294,7 +294,7 @@ pub(crate) enum Given {
 struct Begun<'a> {
     leases: &'a Arc<Leases>,
     wanted: &'a Wanted,
-    owner: String,
+    owner: Arc<str>,
     settled: AtomicBool,
 }
 

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use commonhold_core::{Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
 use super::state::{OF, State, Term, Waiter};
@@ -24,8 +23,8 @@ const REMEMBERED: i64 = 24 * 60 * 60 * 1_000_000;
 /// Who holds already is given the same again: an answer that was lost can be asked for once more.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
-    pub(crate) owner: String,
-    pub(crate) label: String,
+    pub(crate) owner: Arc<str>,
+    pub(crate) label: Arc<str>,
     /// How much of the capacity.
     pub(crate) weight: i64,
     pub(crate) capacity: i64,
@@ -55,11 +54,11 @@ pub(crate) enum Claimed {
 /// Holds on for another term.
 #[derive(Debug, Clone)]
 pub(crate) struct Renew {
-    pub(crate) owner: String,
+    pub(crate) owner: Arc<str>,
     /// For how long from now, in microseconds.
     pub(crate) ttl: i64,
     /// What it says of itself from now on.
-    pub(crate) label: String,
+    pub(crate) label: Arc<str>,
     /// The least that the greatest token is to be: others may have given greater ones.
     pub(crate) floor: i64,
 }
@@ -69,7 +68,7 @@ pub(crate) struct Renew {
 /// One that finds nothing writes all the same: a claim that is still on its way finds another state then than it has read.
 #[derive(Debug, Clone)]
 pub(crate) struct Release {
-    pub(crate) owner: String,
+    pub(crate) owner: Arc<str>,
     pub(crate) capacity: i64,
     /// The last of the tokens that were granted, and the last that anybody got.
     pub(crate) tokens: (i64, i64),
@@ -101,15 +100,15 @@ impl Transition for Claim {
         let now = micros(now);
         let mut state = State::read(state, now)?;
         let term = Term { ttl: self.ttl, since: now };
-        if let Some(holder) = state.holders.iter_mut().find(|holder| holder.owner == self.owner) {
+        if let Some(holder) = state.holders.iter_mut().find(|holder| *holder.owner == *self.owner) {
             holder.term = term;
             let reply = granted(holder.token);
             return Ok(put(&state, now, reply));
         }
-        let place = state.waiters.iter().position(|waiter| waiter.owner == self.owner);
+        let place = state.waiters.iter().position(|waiter| *waiter.owner == *self.owner);
         let ahead = place.unwrap_or(state.waiters.len());
         let waiter = |term| {
-            let (owner, label) = (self.owner.clone(), self.label.clone());
+            let (owner, label) = (self.owner.to_string(), self.label.to_string());
             Waiter { owner, weight: self.weight, tokens: self.tokens, term, label }
         };
         if state.fits(self.weight, ahead, self.capacity) {
@@ -166,11 +165,11 @@ impl Transition for Renew {
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
-        let Some(holder) = state.holders.iter_mut().find(|holder| holder.owner == self.owner) else {
+        let Some(holder) = state.holders.iter_mut().find(|holder| *holder.owner == *self.owner) else {
             return Ok(Step::nothing("0"));
         };
         holder.term = Term { ttl: self.ttl, since: now };
-        holder.label.clone_from(&self.label);
+        holder.label = self.label.to_string();
         state.last_token = state.last_token.max(self.floor);
         Ok(put(&state, now, "1".into()))
     }
@@ -199,8 +198,8 @@ impl Transition for Release {
         self.applied.store(true, Ordering::Relaxed);
         let mut state = state.map(State::parse).transpose()?.unwrap_or_default();
         let (holders, waiters) = (state.holders.len(), state.waiters.len());
-        state.holders.retain(|holder| holder.owner != self.owner);
-        state.waiters.retain(|waiter| waiter.owner != self.owner);
+        state.holders.retain(|holder| *holder.owner != *self.owner);
+        state.waiters.retain(|waiter| *waiter.owner != *self.owner);
         let held = state.holders.len() < holders;
         let (granted, used) = self.tokens;
         if held && state.last_token == granted {
@@ -274,12 +273,12 @@ fn put(state: &State, now: i64, reply: String) -> Step {
 }
 
 fn call(args: &[&dyn fmt::Display]) -> Option<ScriptCall> {
-    let args = args.iter().map(|arg| Bytes::from(arg.to_string())).collect();
-    Some(ScriptCall { source: include_str!("lease.lua"), args })
+    Some(ScriptCall::new(include_str!("lease.lua")).args(args))
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -465,7 +464,7 @@ mod tests {
     enum Command {
         Other(Box<dyn Transition>),
         /// With or without a token that nobody got.
-        Release(String, bool),
+        Release(Arc<str>, bool),
     }
 
     impl Command {
@@ -474,7 +473,7 @@ mod tests {
                 Self::Other(transition) => transition,
                 Self::Release(owner, unused) => {
                     let state = state.map(|state| State::parse(state).unwrap()).unwrap_or_default();
-                    let holder = state.holders.into_iter().find(|holder| holder.owner == owner);
+                    let holder = state.holders.into_iter().find(|holder| *holder.owner == *owner);
                     let granted = holder.map_or(0, |holder| holder.token + TOKENS - 1);
                     Box::new(release(&owner, 3, (granted, granted - i64::from(unused))))
                 }
@@ -486,7 +485,7 @@ mod tests {
     const TOKENS: i64 = 3;
 
     fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
-        let owner = || prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(String::from);
+        let owner = || prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(Arc::<str>::from);
         let ttl = || prop::sample::select(vec![SECOND, 10 * SECOND, 60 * SECOND]);
         let claims = (owner(), ttl(), 1..4_i64, prop::sample::select(vec![0, 5 * SECOND])).prop_map(
             |(owner, ttl, weight, patience)| {

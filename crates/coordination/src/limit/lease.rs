@@ -123,6 +123,6 @@ impl Transition for Renew {
             include_str!("bucket.lua"),
             include_str!("lease.lua")
         );
-        Some(ScriptCall { source, args: numbers.iter().map(|number| number.to_string().into()).collect() })
+        Some(ScriptCall::new(source).args(numbers))
     }
 }

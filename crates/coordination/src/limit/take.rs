@@ -128,9 +128,7 @@ impl Transition for Take {
             ),
         };
         let callers = self.permits.len() as u64;
-        let numbers = config.iter().chain([&callers]).chain(&self.permits);
-        let args = numbers.map(|number| number.to_string().into()).collect();
-        Some(ScriptCall { source, args })
+        Some(ScriptCall::new(source).args(config).arg(callers).args(&self.permits))
     }
 }
 
