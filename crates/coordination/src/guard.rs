@@ -116,7 +116,7 @@ impl Guard {
         }
     }
 
-    /// Releases it, and says whether it was held until now.
+    /// Releases it, and says whether it was held until now: within its time, or past that while nobody else claimed it.
     ///
     /// # Errors
     /// Those of the store: it is tried again in the background then, and expires at the latest with its time to live.

@@ -4,6 +4,7 @@
 local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
+local LONG = 65536
 
 -- Those in other processes learn what a release grants them by a message: its name lies beside the key, as that of a key
 -- would.
@@ -30,7 +31,7 @@ do
   end
 
   local last, holder, weight, token, ttl, since, rest
-  if state and #state > 16 then
+  if state and #state > 16 and #state <= LONG then
     last, holder, weight, token, ttl, since, rest = string.match(state,
       '^([1-9]%d*) H ([!-~]+) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) [!-~]+()')
     if last and not (small(last) and small(weight) and small(token) and small(ttl) and small(since)) then
@@ -140,6 +141,13 @@ if state then
   end
   if at < #state or corrupt then
     return redis.error_reply('Corrupt what lies under the key is not the state of a lock, a semaphore or an election')
+  end
+  if #state > LONG then
+    local all = waiters
+    waiters = {}
+    for _, w in ipairs(all) do
+      if goes_on(w) then table.insert(waiters, w) end
+    end
   end
   pass_over()
 end

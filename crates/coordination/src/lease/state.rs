@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(crate) waiters: Vec<Waiter>,
     /// Something was to begin later than now: the clock has stepped back since. Not part of the text.
     pub(crate) clamped: bool,
+    /// Its text is longer than [`LONG`]. Not part of it either.
+    long: bool,
 }
 
 /// One who holds a part.
@@ -58,6 +60,10 @@ pub(crate) struct Term {
 /// in 2112.
 const LIMIT: i64 = 1 << 52;
 
+/// From how many bytes on all places are looked at, so that those of the dead do not gather without end behind a holder who
+/// stays. Some 800 live ones are as long.
+const LONG: usize = 1 << 16;
+
 impl Term {
     pub(crate) fn expires(self) -> i64 {
         self.since + self.ttl
@@ -85,10 +91,14 @@ impl State {
 
     /// Drops the holders whose terms are over, and those first in line whose places are.
     ///
-    /// Behind the first in line places may be over too; they are in nobody's way until they are first.
+    /// Behind the first in line places may be over too, of a state that is not long; they are in nobody's way until they are
+    /// first.
     pub(crate) fn let_go(&mut self, now: i64) {
         let clamped = &mut self.clamped;
         self.holders.retain_mut(|holder| holder.term.goes_on(now, clamped));
+        if self.long {
+            self.waiters.retain_mut(|waiter| waiter.term.goes_on(now, clamped));
+        }
         self.pass_over(now);
     }
 
@@ -107,7 +117,8 @@ impl State {
     /// `Corrupt` if it is something else.
     pub(crate) fn parse(state: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(OF, state)?.below(LIMIT);
-        let mut parsed = Self { last_token: fields.integer()?, ..Self::default() };
+        let long = state.len() > LONG;
+        let mut parsed = Self { last_token: fields.integer()?, long, ..Self::default() };
         while let Some(kind) = fields.optional::<String>()? {
             match &*kind {
                 "H" if parsed.waiters.is_empty() => parsed.holders.push(Holder {

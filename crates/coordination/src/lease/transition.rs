@@ -431,6 +431,27 @@ mod tests {
     }
 
     #[test]
+    fn the_places_of_the_dead_do_not_gather_without_end() {
+        let mut twin = Twin::new();
+        twin.apply(&claim("holder", 3_600 * SECOND), at(START)).unwrap();
+        let label: Arc<str> = format!("={}", "x".repeat(250)).into();
+        let waiting = |owner: &str| {
+            let label = Arc::clone(&label);
+            Claim { patience: SECOND, label, ..claim(owner, SECOND) }
+        };
+        for number in 0..400 {
+            let now = START + number * SECOND / 2;
+            twin.apply(&waiting("first"), at(now)).unwrap();
+            twin.apply(&waiting(&format!("dead{number}")), at(now)).unwrap();
+        }
+        let state = twin.state().unwrap();
+        assert!(state.len() < 70_000, "{}", state.len());
+        let now = START + 200 * SECOND;
+        let live = State::read(Some(state), now).unwrap().waiters;
+        assert_eq!(live.first().map(|first| &*first.owner), Some("first"));
+    }
+
+    #[test]
     fn what_is_no_state_is_corrupt() {
         for garbage in [
             "",
