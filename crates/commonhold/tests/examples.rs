@@ -16,7 +16,7 @@ fn start(example: &str, arguments: &[&str]) -> Child {
     let directory = env::temp_dir();
     let mut command = Command::new(path);
     command.args(arguments).current_dir(directory).stdout(Stdio::piped());
-    command.spawn().unwrap()
+    command.spawn().expect("examples are built with all tests, or by `cargo build --examples`")
 }
 
 fn output(child: Child) -> String {

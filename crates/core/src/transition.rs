@@ -63,7 +63,7 @@ pub trait Transition: fmt::Debug + Send + Sync + 'static {
 }
 
 /// A Lua script that does to `KEYS[1]` what a transition does, with `ARGV` as here, and returns the reply as a
-/// string or an integer.
+/// string or an integer. It may publish besides.
 ///
 /// It refuses with `redis.error_reply('NAME message')`, where the name is that of an [`ErrorKind`], as in
 /// `NotInteger`. It takes the time from `redis.call('TIME')`, the clock that expiry is judged by.

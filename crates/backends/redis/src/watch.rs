@@ -63,8 +63,8 @@ impl Watches {
         self.servers.send(&channel, &Request::new(Access::Write, publish)).await.map(drop)
     }
 
-    /// In a Cluster, from the node on which the channel's name lies: messages are published there, so that they come
-    /// in order.
+    /// In a Cluster, from the node on which the channel's name lies: [`publish`](Self::publish) sends them there, so that
+    /// they come in order. Those of scripts come by way of the keys' nodes.
     pub(crate) async fn messages(&self, channel: &Key) -> Result<BoxStream<'static, Result<Message>>> {
         let channel = self.keyspace.full(channel);
         let place = Place::Slot(slot(&channel));

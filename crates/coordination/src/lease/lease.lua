@@ -4,7 +4,6 @@
 local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
-local LONG = 65536
 
 -- Those in other processes learn what a release grants them by a message: its name lies beside the key, as that of a key
 -- would.
@@ -31,7 +30,7 @@ do
   end
 
   local last, holder, weight, token, ttl, since, rest
-  if state and #state > 16 and #state <= LONG then
+  if state and #state > 16 then
     last, holder, weight, token, ttl, since, rest = string.match(state,
       '^([1-9]%d*) H ([!-~]+) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) [!-~]+()')
     if last and not (small(last) and small(weight) and small(token) and small(ttl) and small(since)) then
@@ -77,13 +76,18 @@ do
     elseif command == 'claim' and ARGV[7] ~= '0' and holder ~= owner and weight == ARGV[6] and goes_on(ttl, since)
       and (waits or rest > #state)
     then
+      local before, behind = state, ''
       local at, to = string.find(state, ' W ' .. owner .. ' ', rest, true)
-      local before = at and string.sub(state, 1, at - 1) or state
-      local behind = at and string.match(state, '^%d+ %d+ %d+ %d+ [!-~]+(.*)$', to + 1) or ''
-      local place = ' W ' .. owner .. ' ' .. ARGV[5] .. ' ' .. ARGV[8] .. ' ' .. ARGV[7] .. ' ' .. digits .. ' ' .. ARGV[4]
-      local kept = math.ceil((since + ttl - now + REMEMBERED) / 1000)
-      redis.call('SET', KEYS[1], before .. place .. behind, 'PX', kept)
-      return string.format('taken %.0f ', since + ttl - now) .. last
+      if at then
+        before = string.sub(state, 1, at - 1)
+        behind = string.match(state, '^%d+ %d+ %d+ %d+ [!-~]+(.*)$', to + 1)
+      end
+      if behind then
+        local place = ' W ' .. owner .. ' ' .. ARGV[5] .. ' ' .. ARGV[8] .. ' ' .. ARGV[7] .. ' ' .. digits .. ' ' .. ARGV[4]
+        local kept = math.ceil((since + ttl - now + REMEMBERED) / 1000)
+        redis.call('SET', KEYS[1], before .. place .. behind, 'PX', kept)
+        return string.format('taken %.0f ', since + ttl - now) .. last
+      end
     end
   end
 end
@@ -142,14 +146,14 @@ if state then
   if at < #state or corrupt then
     return redis.error_reply('Corrupt what lies under the key is not the state of a lock, a semaphore or an election')
   end
-  if #state > LONG then
-    local all = waiters
+  pass_over()
+  if command == 'renew' or command == 'claim' and not holders[1] then
+    local line = waiters
     waiters = {}
-    for _, w in ipairs(all) do
+    for _, w in ipairs(line) do
       if goes_on(w) then table.insert(waiters, w) end
     end
   end
-  pass_over()
 end
 
 local function find(list)
@@ -203,9 +207,10 @@ if command == 'release' then
     local token = grant(w)
     table.insert(reply, w.who)
     table.insert(reply, token)
-    tell(w.who, token)
   end
   put()
+  -- What the server would not write is not granted.
+  for i = 2, #reply, 2 do tell(reply[i], reply[i + 1]) end
   return table.concat(reply, ' ')
 end
 

@@ -22,8 +22,6 @@ pub(crate) struct State {
     pub(crate) waiters: Vec<Waiter>,
     /// Something was to begin later than now: the clock has stepped back since. Not part of the text.
     pub(crate) clamped: bool,
-    /// Its text is longer than [`LONG`]. Not part of it either.
-    long: bool,
 }
 
 /// One who holds a part.
@@ -60,10 +58,6 @@ pub(crate) struct Term {
 /// in 2112.
 const LIMIT: i64 = 1 << 52;
 
-/// From how many bytes on all places are looked at, so that those of the dead do not gather without end behind a holder who
-/// stays. Some 800 live ones are as long.
-const LONG: usize = 1 << 16;
-
 impl Term {
     pub(crate) fn expires(self) -> i64 {
         self.since + self.ttl
@@ -91,15 +85,17 @@ impl State {
 
     /// Drops the holders whose terms are over, and those first in line whose places are.
     ///
-    /// Behind the first in line places may be over too, of a state that is not long; they are in nobody's way until they are
-    /// first.
+    /// Behind the first in line places may be over too, until they are first or the line is [swept](Self::sweep).
     pub(crate) fn let_go(&mut self, now: i64) {
         let clamped = &mut self.clamped;
         self.holders.retain_mut(|holder| holder.term.goes_on(now, clamped));
-        if self.long {
-            self.waiters.retain_mut(|waiter| waiter.term.goes_on(now, clamped));
-        }
         self.pass_over(now);
+    }
+
+    /// Drops all in line whose places are over.
+    pub(crate) fn sweep(&mut self, now: i64) {
+        let clamped = &mut self.clamped;
+        self.waiters.retain_mut(|waiter| waiter.term.goes_on(now, clamped));
     }
 
     /// Drops those first in line whose places are over.
@@ -117,8 +113,7 @@ impl State {
     /// `Corrupt` if it is something else.
     pub(crate) fn parse(state: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(OF, state)?.below(LIMIT);
-        let long = state.len() > LONG;
-        let mut parsed = Self { last_token: fields.integer()?, long, ..Self::default() };
+        let mut parsed = Self { last_token: fields.integer()?, ..Self::default() };
         while let Some(kind) = fields.optional::<String>()? {
             match &*kind {
                 "H" if parsed.waiters.is_empty() => parsed.holders.push(Holder {

@@ -99,6 +99,9 @@ impl Transition for Claim {
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
+        if state.holders.is_empty() {
+            state.sweep(now);
+        }
         let term = Term { ttl: self.ttl, since: now };
         if let Some(holder) = state.holders.iter_mut().find(|holder| *holder.owner == *self.owner) {
             holder.term = term;
@@ -161,10 +164,11 @@ impl Transition for Renew {
         "renew"
     }
 
-    /// Replies `1` if it holds on, `0` if it was lost.
+    /// Replies `1` if it holds on, `0` if it was lost. Keeps the line behind one who stays from growing without end.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
         let mut state = State::read(state, now)?;
+        state.sweep(now);
         let Some(holder) = state.holders.iter_mut().find(|holder| *holder.owner == *self.owner) else {
             return Ok(Step::nothing("0"));
         };
@@ -431,24 +435,44 @@ mod tests {
     }
 
     #[test]
-    fn the_places_of_the_dead_do_not_gather_without_end() {
-        let mut twin = Twin::new();
-        twin.apply(&claim("holder", 3_600 * SECOND), at(START)).unwrap();
-        let label: Arc<str> = format!("={}", "x".repeat(250)).into();
-        let waiting = |owner: &str| {
-            let label = Arc::clone(&label);
-            Claim { patience: SECOND, label, ..claim(owner, SECOND) }
-        };
-        for number in 0..400 {
-            let now = START + number * SECOND / 2;
-            twin.apply(&waiting("first"), at(now)).unwrap();
-            twin.apply(&waiting(&format!("dead{number}")), at(now)).unwrap();
+    fn places_of_the_dead_do_not_gather_behind_a_holder_who_stays() {
+        let mut lock = One::default();
+        let waiting = |owner: &str| Claim { patience: SECOND, ..claim(owner, SECOND) };
+        lock.claim(&claim("holder", SECOND), START);
+        let mut longest = 0;
+        for step in 0..1_000 {
+            let now = START + step * SECOND / 4;
+            let renew = Renew { owner: "holder".into(), ttl: SECOND, label: "=".into(), floor: 0 };
+            assert!(Renew::decode(&lock.apply(&renew, now)));
+            lock.claim(&waiting("first"), now);
+            lock.claim(&waiting(&format!("dead{step}")), now);
+            longest = longest.max(State::parse(&lock.0.clone().unwrap()).unwrap().waiters.len());
         }
-        let state = twin.state().unwrap();
-        assert!(state.len() < 70_000, "{}", state.len());
-        let now = START + 200 * SECOND;
-        let live = State::read(Some(state), now).unwrap().waiters;
-        assert_eq!(live.first().map(|first| &*first.owner), Some("first"));
+        assert_eq!(longest, 5, "the first, and those who died within a second");
+    }
+
+    #[test]
+    fn many_dead_in_line_hold_it_up_no_longer_than_one_after_the_clock_stepped_back() {
+        let mut lock = One::default();
+        let waiting = |owner: &str| Claim { patience: SECOND, ..claim(owner, SECOND) };
+        for owner in ["dead", "dead too", "dead as well", "b"] {
+            lock.claim(&waiting(&owner.replace(' ', "-")), START);
+        }
+        let back = START - 3_600 * SECOND;
+        assert!(matches!(lock.claim(&waiting("b"), back), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&waiting("b"), back + SECOND), Claimed::Taken { .. }));
+        assert!(matches!(lock.claim(&waiting("b"), back + 2 * SECOND), Claimed::Granted(_)));
+    }
+
+    #[test]
+    fn a_dead_one_in_line_takes_no_room_from_others_when_nobody_holds() {
+        let mut lock = One::default();
+        let of_three =
+            |owner, weight, patience| Claim { weight, capacity: 3, patience, ..claim(owner, SECOND) };
+        lock.claim(&of_three("gone", 3, 0), START);
+        lock.claim(&of_three("a", 1, 2 * SECOND), START);
+        lock.claim(&of_three("dead", 2, SECOND), START);
+        assert!(matches!(lock.claim(&of_three("c", 2, 0), START + SECOND), Claimed::Granted(_)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use commonhold_coordination::{
 };
 use commonhold_testkit::{
     eventually,
-    servers::{Postgres, shared::redis_url, unique},
+    servers::{Postgres, Redis, shared::redis_url, unique},
 };
 use futures_util::FutureExt as _;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -615,4 +615,34 @@ async fn tells_once(options: &str) {
 async fn who_waits_in_another_process_is_told_once() {
     tells_once("").await;
     tells_once("&ttl=1h").await;
+}
+
+#[tokio::test]
+async fn a_grant_that_the_server_does_not_write_is_told_to_nobody() {
+    let redis = Redis::start();
+    let open = async || {
+        let locks = Locks::new(commonhold::open(&redis.url()).await.unwrap()).unwrap();
+        (locks.semaphore("s", 3).unwrap(), locks)
+    };
+    // Two of three are granted by the script's long way, all of them by a short one.
+    for permits in [2, 3] {
+        let ((one, _), (other, others)) = (open().await, open().await);
+        let first = one.try_acquire(permits, TTL).await.unwrap().unwrap();
+        let waiting = tokio::spawn(async move { other.acquire(permits, TTL, PATIENCE).await });
+        eventually(PATIENCE, "it stands in line", async || one.show().await.unwrap().waiting == 1).await;
+        let mut raw = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+        let mut listening = raw.as_pubsub();
+        listening.set_read_timeout(Some(PATIENCE)).unwrap();
+        listening.psubscribe("*").unwrap();
+
+        redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        assert!(first.release().await.is_err());
+        redis.cli(&["PUBLISH", "end", ""]);
+        assert_eq!(listening.get_message().unwrap().get_channel_name(), "end");
+        redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        others.settled().await;
+        redis.cli(&["FLUSHALL"]);
+    }
 }
