@@ -69,12 +69,15 @@ const LOOK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_milli
 const LONG: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Election {
+    /// What the keys of elections begin with; their names follow.
+    pub const KEY_PREFIX: &str = "election:";
+
     /// The election of this name.
     ///
     /// # Errors
     /// `Unsupported` if entries of the store have no time to live; `InvalidInput` for such a name.
     pub fn new(store: commonhold_core::Store, name: impl AsRef<str>) -> Result<Self> {
-        let key = Key::new(format!("election:{}", name.as_ref()))?;
+        let key = Key::new(format!("{}{}", Self::KEY_PREFIX, name.as_ref()))?;
         Ok(Self { leases: Arc::new(Leases::new(store)?), key })
     }
 

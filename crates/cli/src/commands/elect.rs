@@ -13,7 +13,7 @@ use crate::{failure::Result, output::note};
 /// the command is ended (SIGTERM, and after 5 seconds SIGKILL; the next leader may have begun then) and it campaigns
 /// again; when the command ends by itself it resigns and ends too.
 ///
-/// Without a command it shows who leads.
+/// Without a command it shows who leads, in this election or in all.
 ///
 /// Exit code: that of the command (127 if there is none of that name, 126 if it cannot be run, 128 and the number of
 /// the signal that ended it); 3 if the store is unavailable.
@@ -23,10 +23,10 @@ Examples:
   export COMMONHOLD_STORE=redis://cache
   commonhold elect scheduler -- ./scheduler
   commonhold elect scheduler --value 10.0.0.7:8080 --ttl 5s -- ./scheduler
-  commonhold elect scheduler --watch")]
+  commonhold elect --watch")]
 pub(crate) struct Args {
     /// The name of the election
-    name: String,
+    name: Option<String>,
     /// What the others see of the leader, at most 1 KiB: the process and the machine unless given
     #[arg(long)]
     value: Option<String>,
@@ -37,17 +37,27 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "command")]
     watch: bool,
     /// The command and its arguments. Where standard input is a terminal, what the command has started is not ended with it
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "CMD", requires = "name")]
     command: Vec<OsString>,
 }
 
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
-    let election = Election::new(context.open().await?, &args.name)?;
-    if args.command.is_empty() {
-        hold::refuse_empty_command()?;
-        let list = async || Ok(vec![(args.name.clone(), election.show().await?)]);
-        return lock::show(context, args.watch, list).await;
+    let store = context.open().await?;
+    match &args.name {
+        Some(name) if !args.command.is_empty() => run_leading(Election::new(store, name)?, name, &args).await,
+        name => {
+            hold::refuse_empty_command()?;
+            let show = async |name: &str| Ok(Election::new(store.clone(), name)?.show().await?);
+            let list = async || match name {
+                Some(name) => Ok(vec![(name.clone(), show(name).await?)]),
+                None => lock::all(&store, Election::KEY_PREFIX, show).await,
+            };
+            lock::show(context, args.watch, list).await
+        }
     }
+}
+
+async fn run_leading(election: Election, name: &str, args: &Args) -> Result<()> {
     let value = args.value.clone().unwrap_or_else(commonhold::coordination::process_name);
     let mut signals = hold::Signals::new()?;
     loop {
@@ -55,7 +65,7 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
         let lead =
             signals.unless_stopped(campaign, election.settled(), "stopped before it was chosen").await??;
         let lost = lead.lost().cancelled_owned();
-        match hold::run(&args.command, &args.name, lead.fence(), lost, &mut signals).await {
+        match hold::run(&args.command, name, lead.fence(), lost, &mut signals).await {
             Ok(hold::Ended::By(status)) => {
                 hold::release("lead", lead.resign(), &mut signals).await;
                 return hold::exit_as(status);

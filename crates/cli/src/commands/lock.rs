@@ -61,7 +61,7 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             hold::refuse_empty_command()?;
             let list = async || match name {
                 Some(name) => Ok(vec![(name.clone(), locks.show(name).await?)]),
-                None => all(&store, &locks).await,
+                None => all(&store, Locks::KEY_PREFIX, async |name| Ok(locks.show(name).await?)).await,
             };
             show(context, args.watch, list).await
         }
@@ -98,11 +98,15 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
     }
 }
 
-/// All locks that somebody holds or waits for, by name.
-async fn all(store: &Store, locks: &Locks) -> Result<Vec<(String, Holders)>> {
+/// All whose keys begin with this and that somebody holds or waits for, by name.
+pub(super) async fn all(
+    store: &Store,
+    prefix: &str,
+    show: impl AsyncFn(&str) -> Result<Holders>,
+) -> Result<Vec<(String, Holders)>> {
     let mut all = Vec::new();
-    for name in names(store, Locks::KEY_PREFIX).await? {
-        let holders = locks.show(&name).await?;
+    for name in names(store, prefix).await? {
+        let holders = show(&name).await?;
         if !holders.holders.is_empty() || holders.waiting > 0 {
             all.push((name, holders));
         }

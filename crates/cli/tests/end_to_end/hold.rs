@@ -39,6 +39,7 @@ fn a_command_runs_under_a_lock_and_its_exit_code_is_that_of_lock() {
         Some(137)
     );
     assert_eq!(sandbox.run(["--store", &store, "lock", "--", "true"]).code, Some(2));
+    assert_eq!(sandbox.run(["--store", &store, "elect", "--", "true"]).code, Some(2));
     assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--"]).code, Some(2), "of an empty variable");
     assert_eq!(sandbox.run(["--store", &store, "elect", "job", "--"]).code, Some(2));
     assert_eq!(sandbox.run(["--store", &store, "lock", "job", "--ttl", "1ms", "--", "true"]).code, Some(2));
@@ -170,9 +171,12 @@ fn one_process_leads_and_the_next_takes_over() {
     let second = sandbox.start(["--store", &store, "elect", "e", "--value", "second", "--", "echo", "leads"]);
     let waiting = || sandbox.json(&["--store", &store, "elect", "e"])[0]["waiting"].as_u64().unwrap();
     while waiting() == 0 {}
+    let [shown] = &sandbox.json(&["--store", &store, "elect"])[..] else { panic!("one election") };
+    assert_eq!((&shown["name"], &shown["waiting"]), (&"e".into(), &1.into()), "{shown}");
     first.kill();
     let outcome = second.end();
     assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"leads\n"[..]), "{outcome:?}");
+    assert!(sandbox.json(&["--store", &store, "elect"]).is_empty(), "nobody leads any more");
 }
 
 #[test]

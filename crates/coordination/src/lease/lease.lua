@@ -1,6 +1,10 @@
 -- Claims, renews, releases or shows a lease: the twin of the transitions in transition.rs. The state is
 -- "last_token[ H owner weight token ttl since label]..[ W owner weight tokens ttl since label]..", times in
--- microseconds.
+-- microseconds. The arguments:
+--   claim owner ttl label weight capacity patience tokens milliseconds_kept
+--   renew owner ttl label floor
+--   release owner capacity last_granted last_used key_len
+--   show -
 local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
