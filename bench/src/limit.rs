@@ -1,7 +1,12 @@
 //! Rate limiters: the local one against `governor`, the distributed one against the script that applications write
 //! themselves on the raw client, and the hybrid one against the distributed one.
 
-use std::{hint::black_box, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    hint::black_box,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use commonhold::{
     Store,
@@ -52,7 +57,63 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     for tasks in [1, 64] {
         println!("{}", hybrid(runtime, pairs, tasks, &store)?);
     }
-    runtime.block_on(store.clear("")).map(drop)
+    runtime.block_on(store.clear(""))?;
+    println!("\n### What the hybrid form costs in fairness\n\n{SHARES_HEADING}");
+    for (what, wanted) in [
+        ("each wants all of it", [RATE; INSTANCES]),
+        ("one wants all of it, three nothing", [RATE, 0, 0, 0]),
+        ("one wants all of it, three a tenth each", [RATE, RATE / 10, RATE / 10, RATE / 10]),
+    ] {
+        println!("{}", runtime.block_on(shares(what, wanted))?);
+    }
+    Ok(())
+}
+
+/// Permits a second that instances share.
+const RATE: u64 = 10_000;
+const INSTANCES: usize = 4;
+/// For how long they are watched, after as long to settle.
+const WATCHED: Duration = Duration::from_secs(5);
+const SHARES_HEADING: &str = "| four instances at 10,000/s, leases of 1 s | let through, of the limit | of the limit, each |\n\
+                              |---|---:|---|";
+
+/// What each of several instances gets of a limit, each with connections of its own, if they want so much a second.
+async fn shares(what: &str, wanted: [u64; INSTANCES]) -> commonhold::Result<String> {
+    let prefix = unique("bench:");
+    let mut tasks = Vec::new();
+    for wanted in wanted {
+        let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(&prefix);
+        let store = Store::new(RedisBackend::open(config).await?);
+        let limit = TokenBucket::new(Rate::per_second(RATE)?, RATE)?;
+        let limiter = HybridLimiter::new(store, "shared", limit, LEASE, OnUnavailable::Refuse)?;
+        tasks.push(tokio::spawn(demand(limiter, wanted)));
+    }
+    let mut got = Vec::new();
+    for task in tasks {
+        let ended = |_| commonhold::Error::new(commonhold::ErrorKind::Closed, "an instance has ended");
+        got.push(task.await.map_err(ended)??);
+    }
+    let limit = RATE * WATCHED.as_secs();
+    let percent = |permits: u64| format!("{} %", (100 * permits + limit / 2) / limit);
+    let each: Vec<String> = got.iter().copied().map(percent).collect();
+    Ok(format!("| {what} | {} | {} |", percent(got.iter().sum()), each.join(", ")))
+}
+
+/// Asks for so many permits a second, one by one every millisecond, and says how many it was given while watched.
+async fn demand(limiter: HybridLimiter, wanted: u64) -> commonhold::Result<u64> {
+    let mut clock = tokio::time::interval(Duration::from_millis(1));
+    let (mut asked, mut given) = (0, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * WATCHED {
+        clock.tick().await;
+        let due = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX) * wanted / 1_000_000;
+        for _ in asked..due {
+            let decision = limiter.try_acquire(1).await?;
+            given += u64::from(decision.allowed && begun.elapsed() >= WATCHED);
+        }
+        asked = due;
+    }
+    Ok(given)
 }
 
 async fn open() -> commonhold::Result<Store> {
