@@ -44,6 +44,7 @@ do
   local releases = command == 'release' and last and holder == owner
   if releases and last == ARGV[4] then last = ARGV[5] end
   if releases and rest > #state then
+    -- REMEMBERED, in digits already.
     redis.call('SET', KEYS[1], last, 'PX', '86400000')
     return '1'
   end

@@ -3,6 +3,8 @@
 mod held;
 mod leases;
 mod meter;
+#[cfg(test)]
+mod properties;
 mod schedule;
 mod state;
 mod transition;

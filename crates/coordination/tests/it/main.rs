@@ -13,3 +13,4 @@ mod processes;
 mod redlocks;
 mod semaphores;
 mod spawned;
+mod wakeups;
