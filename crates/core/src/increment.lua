@@ -3,9 +3,6 @@
 local created = ARGV[2] ~= '0' and redis.call('EXISTS', KEYS[1]) == 0
 local sum = redis.pcall('INCRBY', KEYS[1], ARGV[1])
 if type(sum) == 'table' then
-  if string.find(sum.err, 'integer') or string.find(sum.err, 'overflow') then
-    return redis.error_reply('NotInteger the value is not a signed 64-bit decimal integer, or the sum is none')
-  end
   return sum
 end
 if created then

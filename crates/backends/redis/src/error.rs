@@ -76,6 +76,11 @@ fn meaning(code: &str, detail: &str) -> (ErrorKind, Retry, &'static str) {
             "; give the keys a common {hash tag}, or a prefix that has one",
         ),
         "NOPROTO" => (ErrorKind::Unsupported, Retry::Never, "; Redis 6 or later is needed"),
+        _ if says("not an integer") || says("would overflow") => (
+            ErrorKind::NotInteger,
+            Retry::Never,
+            "; counters are signed 64-bit integers, and so are their sums",
+        ),
         _ if says("max number of clients") => (ErrorKind::Overloaded, Retry::Safe, ""),
         _ if says("invalid bulk length") => (
             ErrorKind::TooLarge,
@@ -175,6 +180,8 @@ mod tests {
             ("ERR max number of clients reached", K::Overloaded, Safe),
             ("ERR unknown command 'UNLINK', with args beginning with: 'hunter2'", K::Unsupported, Never),
             ("ERR DB index is out of range", K::InvalidConfig, Never),
+            ("ERR value is not an integer or out of range", K::NotInteger, Never),
+            ("ERR increment or decrement would overflow", K::NotInteger, Never),
             ("NotInteger the value is no integer", K::NotInteger, Never),
             ("ERR something else", K::Internal, Never),
         ] {

@@ -8,14 +8,14 @@ use std::{
 
 use bytes::Bytes;
 use commonhold_core::{
-    Action, Error, ErrorKind, Expiry, Key, Result, Retry, ScriptCall, Timestamp, Transition,
+    Action, Error, ErrorKind, Expiry, Increment, Key, Result, Retry, ScriptCall, Timestamp, Transition,
 };
 
 use crate::{
-    driver::{Value, array, bytes, integer},
+    driver::{Value, array, bytes, command, integer},
     error::{Access, unexpected},
     keyspace::Keyspace,
-    node::Script,
+    node::{Request, Script},
     servers::Servers,
     writes::{Rules, time_to_live},
 };
@@ -55,11 +55,27 @@ impl Transitions {
 
     pub(crate) async fn apply(&self, key: &Key, transition: &dyn Transition) -> Result<Bytes> {
         let key = self.keyspace.full(key);
+        if let Some(increment) = transition.as_increment() {
+            return self.increment(&key, increment).await;
+        }
         match transition.script() {
             // A script does not know of the default.
             Some(call) if self.rules.default_ttl.is_none() => self.call(&key, call).await,
             _ => self.compare_and_swap(&key, transition).await,
         }
+    }
+
+    /// INCRBY takes canonical integers only and keeps the time to live, as the transition does. Only what a new counter is
+    /// to live for takes a script.
+    async fn increment(&self, key: &Bytes, increment: &Increment) -> Result<Bytes> {
+        let ttl = increment.ttl.or(self.rules.default_ttl);
+        if let Some(call) = ttl.and_then(|_| Increment { ttl, ..*increment }.script()) {
+            return self.call(key, call).await;
+        }
+        let mut incrby = command("INCRBY");
+        incrby.arg(&key[..]).arg(increment.delta);
+        let sum = integer(self.servers.send(key, &Request::new(Access::Write, incrby)).await?)?;
+        Ok(sum.to_string().into())
     }
 
     async fn call(&self, key: &Bytes, call: ScriptCall) -> Result<Bytes> {

@@ -211,8 +211,12 @@ async fn a_default_time_to_live_is_given_to_what_has_none() {
         let bounds = Duration::from_secs(3500)..=Duration::from_millis(3_600_001);
         assert!(bounds.contains(&left), "{key}: {left:?}");
     }
-    store.persist("put").await.unwrap();
-    assert_eq!(store.ttl("put").await.unwrap(), Some(None));
+    for key in ["put", "counter"] {
+        store.persist(key).await.unwrap();
+        assert_eq!(store.ttl(key).await.unwrap(), Some(None), "{key}");
+    }
+    assert_eq!(store.increment("counter", 1).await.unwrap(), 2);
+    assert_eq!(store.ttl("counter").await.unwrap(), Some(None), "only a new counter is given one");
 }
 
 #[tokio::test]
