@@ -190,17 +190,17 @@ impl Batch {
 impl Future for Part {
     type Output = Added;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Added> {
-        let (batch, place) = (Arc::clone(&self.batch), self.place);
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Added> {
+        let Self { batch, place, waits } = self.get_mut();
         let mut progress = lock(&batch.0);
         if let Some(before) = &progress.before {
-            let result = before.clone().map(|before| before.wrapping_add(place));
+            let result = before.clone().map(|before| before.wrapping_add(*place));
             return Poll::Ready(Added { result, alone: progress.parts == 1 });
         }
         // Polled again early, by another task perhaps: the last waker is among them.
-        if !self.waits || !progress.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+        if !*waits || !progress.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
             progress.waiting.push(context.waker().clone());
-            self.waits = true;
+            *waits = true;
         }
         Poll::Pending
     }
