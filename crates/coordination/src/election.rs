@@ -12,6 +12,7 @@ use crate::{
     guard::{Guard, Lease},
     holders::{Holders, to_label},
     lease::{self, Leases, Wanted, after},
+    state,
 };
 
 /// An election in a store: `election:NAME` is the entry.
@@ -75,9 +76,10 @@ impl Election {
     /// The election of this name.
     ///
     /// # Errors
-    /// `Unsupported` if entries of the store have no time to live; `InvalidInput` for such a name.
+    /// `Unsupported` if entries of the store have no time to live; `InvalidInput` for an empty name; `TooLarge`
+    /// for one of over 1,000 bytes.
     pub fn new(store: commonhold_core::Store, name: impl AsRef<str>) -> Result<Self> {
-        let key = Key::new(format!("{}{}", Self::KEY_PREFIX, name.as_ref()))?;
+        let key = state::key(Self::KEY_PREFIX, name.as_ref())?;
         Ok(Self { leases: Arc::new(Leases::new(store)?), key })
     }
 

@@ -12,6 +12,7 @@ use crate::{
     lease::{self, Leases, Wanted, after},
     safety::Safety,
     semaphore::{RwLock, Semaphore},
+    state,
     turn::Turns,
 };
 
@@ -92,7 +93,8 @@ impl Locks {
     /// Takes a lock if nobody has it, for 20 ms (in Memcached 24 s) to 365 days unless it is renewed.
     ///
     /// # Errors
-    /// `InvalidInput` for such a time to live or name; those of the store.
+    /// `InvalidInput` for another time to live or an empty name; `TooLarge` for a name of over 1,000 bytes; those of the
+    /// store.
     ///
     /// Cancellation: a dropped future leaves no lock behind; what it may have taken is released in the background.
     pub async fn try_acquire(&self, name: impl AsRef<str>, ttl: Duration) -> Result<Option<Guard>> {
@@ -168,7 +170,7 @@ impl Locks {
     /// The semaphore of this name with this many permits. See [`Semaphore`].
     ///
     /// # Errors
-    /// `InvalidInput` for no permits or more than 2^32, or for such a name.
+    /// `InvalidInput` for no permits or more than 2^32, or for an empty name; `TooLarge` for one of over 1,000 bytes.
     pub fn semaphore(&self, name: impl AsRef<str>, permits: u64) -> Result<Semaphore> {
         Semaphore::new(Arc::clone(&self.shared.leases), name.as_ref(), permits)
     }
@@ -176,7 +178,7 @@ impl Locks {
     /// The read-write lock of this name. See [`RwLock`].
     ///
     /// # Errors
-    /// `InvalidInput` for such a name.
+    /// `InvalidInput` for an empty name; `TooLarge` for one of over 1,000 bytes.
     pub fn rw_lock(&self, name: impl AsRef<str>) -> Result<RwLock> {
         RwLock::new(Arc::clone(&self.shared.leases), name.as_ref())
     }
@@ -218,5 +220,5 @@ impl Locks {
 }
 
 fn key(name: &str) -> Result<Key> {
-    Key::new(format!("{}{name}", Locks::KEY_PREFIX))
+    state::key(Locks::KEY_PREFIX, name)
 }

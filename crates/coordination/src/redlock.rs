@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use commonhold_core::{Error, ErrorKind, Key, Result, Store};
+use commonhold_core::{Error, ErrorKind, Result, Store};
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fence::Fence,
     lease::{Held, Leases, after},
+    lock::Locks,
+    state,
 };
 
 /// Locks that a majority of independent stores must grant: they survive the loss of the others, data and all.
@@ -81,7 +83,7 @@ impl Redlock {
     /// Cancellation: a dropped future leaves no lock behind; what it may have taken is released in the background.
     pub async fn try_acquire(&self, name: impl AsRef<str>, ttl: Duration) -> Result<Option<RedlockGuard>> {
         let name = name.as_ref();
-        let key = Key::new(format!("lock:{name}"))?;
+        let key = state::key(Locks::KEY_PREFIX, name)?;
         // A store that is away must not use up the time of the others.
         let patience = (ttl / 10).max(Duration::from_millis(10));
         let claim = |leases: &Arc<Leases>| {

@@ -9,6 +9,7 @@ use crate::{
     guard::{Guard, Lease},
     holders::Holders,
     lease::{self, Leases, Wanted, after},
+    state,
 };
 
 /// A number of permits in a store, for those that may do something at the same time: `semaphore:NAME` is the entry.
@@ -46,7 +47,7 @@ const MAX_PERMITS: u64 = 1 << 32;
 
 impl Semaphore {
     pub(crate) fn new(leases: Arc<Leases>, name: &str, permits: u64) -> Result<Self> {
-        let key = Key::new(format!("semaphore:{name}"))?;
+        let key = state::key("semaphore:", name)?;
         Ok(Self { leases, key, permits: in_range(permits, MAX_PERMITS)? })
     }
 
@@ -115,7 +116,7 @@ impl RwLock {
     const ALL: i64 = 1 << 32;
 
     pub(crate) fn new(leases: Arc<Leases>, name: &str) -> Result<Self> {
-        Ok(Self { leases, key: Key::new(format!("rwlock:{name}"))? })
+        Ok(Self { leases, key: state::key("rwlock:", name)? })
     }
 
     /// Holds the lock together with other readers, waiting for it up to `timeout`; `None` if it was not to be had.

@@ -2,7 +2,18 @@
 
 use std::str::FromStr;
 
-use commonhold_core::{Error, ErrorKind, Result, Timestamp};
+use commonhold_core::{Error, ErrorKind, Key, Result, Timestamp};
+
+/// The key of what has this name.
+///
+/// # Errors
+/// `InvalidInput` for an empty name: all whose name was forgotten would be one. `TooLarge` for one that makes no key.
+pub(crate) fn key(prefix: &str, name: &str) -> Result<Key> {
+    if name.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidInput, "a name must not be empty"));
+    }
+    Key::new([prefix, name].concat())
+}
 
 /// Microseconds since 1970: the step of Redis's clock, and exact in the numbers of its scripts until the year 2255.
 pub(crate) fn micros(now: Timestamp) -> i64 {

@@ -44,8 +44,11 @@ pub(crate) fn server_error(error: &ServerError) -> Error {
         return Error::new(*kind, plain(detail));
     }
     let (kind, retry, advice) = meaning(code, detail);
-    // What follows are the arguments, which are values.
-    let detail = detail.split(", with args beginning with").next().unwrap_or_default();
+    // What follows are the arguments, which are values, or the line of a script.
+    let detail = [", with args beginning with", " script: "]
+        .iter()
+        .fold(detail, |detail, end| detail.split(end).next().unwrap_or_default())
+        .trim_end_matches('.');
     Error::new(kind, format!("{code} {}{advice}", plain(detail))).with_retry(retry)
 }
 
@@ -154,6 +157,15 @@ fn plain(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::driver::error_reply;
+
+    #[test]
+    fn what_was_wrong_is_said_without_where_in_a_script() {
+        let text =
+            "OOM command not allowed when used memory > 'maxmemory'. script: 9022f3c19, on @user_script:61.";
+        let said = server_error(&error_reply(text)).to_string();
+        assert!(said.contains("'maxmemory'; the server is full"), "{said}");
+        assert!(!said.contains("script"), "{said}");
+    }
 
     #[test]
     fn every_error_of_the_server_is_told_apart() {

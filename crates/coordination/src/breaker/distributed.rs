@@ -21,6 +21,7 @@ use super::{
     transition::{Command, Reply, Said, What, decode_shown},
     watch::{Event, Outcome, Watch},
 };
+use crate::state;
 
 /// How often a question is asked again whose answer did not come: the same question brings the same probe.
 const ATTEMPTS: u32 = 2;
@@ -107,7 +108,7 @@ impl DistributedBreaker {
             return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "breaker"));
         }
         let shared = Shared {
-            key: Key::new(format!("breaker:{name}"))?,
+            key: state::key("breaker:", name)?,
             name: name.into(),
             rules: settings.rules()?,
             slow_call: settings.slow_call(),

@@ -12,6 +12,7 @@ use super::{
     unavailable::Fallback,
     wait::until_allowed,
 };
+use crate::state;
 
 /// Calls that travel together at most.
 const TOGETHER: usize = 512;
@@ -158,7 +159,7 @@ pub(super) fn key(store: &Store, name: &str, limit: Limit) -> Result<Key> {
         let message = format!("this limiter needs entries that expire after up to {needed:?}");
         return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "limit"));
     }
-    Key::new(format!("limit:{name}"))
+    state::key("limit:", name)
 }
 
 pub(super) async fn peek(store: &Store, key: &Key, limit: Limit) -> Result<Decision> {

@@ -9,6 +9,7 @@ mod fences;
 mod hybrid_breakers;
 mod limit;
 mod locks;
+mod names;
 mod processes;
 mod redlocks;
 mod semaphores;
