@@ -36,7 +36,8 @@ impl Twin {
         self.model = Some((Bytes::copy_from_slice(value), None));
     }
 
-    /// Applies a transition at this time and returns its reply, which is that of both.
+    /// Applies a transition at this time and returns its reply, which is that of both; a script may add that it has told
+    /// others.
     pub(crate) fn apply(&mut self, transition: &dyn Transition, now: Timestamp) -> Result<Bytes, ErrorKind> {
         if self.model.as_ref().is_some_and(|(_, expires)| expires.is_some_and(|at| at <= now.as_nanos())) {
             self.model = None;
@@ -84,7 +85,9 @@ impl Twin {
         }
         invocation.arg(micros.div_euclid(1_000_000)).arg(micros.rem_euclid(1_000_000));
         match invocation.invoke::<redis::Value>(&mut self.connection) {
-            Ok(redis::Value::BulkString(reply)) => Ok(reply.into()),
+            Ok(redis::Value::BulkString(reply)) => {
+                Ok(Bytes::copy_from_slice(reply.strip_suffix(b" told").unwrap_or(&reply)))
+            }
             Ok(redis::Value::Int(reply)) => Ok(reply.to_string().into()),
             Ok(other) => panic!("{transition:?}: the script replies {other:?}"),
             Err(error) => match error.code() {

@@ -10,7 +10,7 @@ local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
 
 -- Those in other processes learn what a release grants them by a message: its name lies beside the key, as that of a key
--- would.
+-- would. The reply ends with "told" then: the caller need not tell them.
 local function tell(granted, token)
   local process = string.match(granted, '^[^.]*')
   if process ~= string.match(owner, '^[^.]*') then
@@ -77,7 +77,7 @@ do
       local kept = math.ceil((asked + term - now + REMEMBERED) / 1000)
       redis.call('SET', KEYS[1], value .. string.sub(state, after), 'PX', kept)
       tell(next, digits)
-      return '1 ' .. next .. ' ' .. digits
+      return '1 ' .. next .. ' ' .. digits .. ' told'
     elseif command == 'claim' and ARGV[7] ~= '0' and holder ~= owner and weight == ARGV[6] and goes_on(ttl, since)
       and (waits or rest > #state)
     then
@@ -216,6 +216,7 @@ if command == 'release' then
   put()
   -- What the server would not write is not granted.
   for i = 2, #reply, 2 do tell(reply[i], reply[i + 1]) end
+  if reply[2] then table.insert(reply, 'told') end
   return table.concat(reply, ' ')
 end
 

@@ -228,13 +228,13 @@ impl Leases {
         tokens: (i64, i64),
     ) -> Result<Given> {
         let (owner, key_len) = (Arc::clone(owner), key.as_bytes().len());
-        let release = Release { owner, capacity, tokens, key_len, applied: Arc::default() };
+        let release = Release { owner, capacity, tokens, key_len };
         let (mut failures, mut lost) = (0, false);
         loop {
             let released = self.store.transact(key, release.clone()).await;
             match released.and_then(|reply| Released::decode(&reply)) {
-                Ok(Released { held, granted }) => {
-                    self.wakeups.tell(&granted, release.applied.load(Ordering::Relaxed)).await;
+                Ok(Released { held, granted, told }) => {
+                    self.wakeups.tell(&granted, !told).await;
                     return Ok(match held {
                         true => Given::Back,
                         false if lost => Given::Perhaps,

@@ -25,7 +25,7 @@ fn claim(owner: &str, ttl: i64) -> Claim {
 }
 
 fn release(owner: &str, capacity: i64, tokens: (i64, i64)) -> Release {
-    Release { owner: owner.into(), capacity, tokens, key_len: 1, applied: Arc::default() }
+    Release { owner: owner.into(), capacity, tokens, key_len: 1 }
 }
 
 /// A store of one key.
@@ -68,7 +68,7 @@ fn who_stands_in_line_is_granted_what_is_released_before_who_comes_later() {
     lock.claim(&waiting("b"), START + 1);
     lock.claim(&waiting("c"), START + 2);
     let granted = vec![("b".into(), START + 3)];
-    assert_eq!(lock.release("a", START + 3), Released { held: true, granted });
+    assert_eq!(lock.release("a", START + 3), Released { held: true, granted, told: false });
     assert!(matches!(lock.claim(&claim("d", SECOND), START + 4), Claimed::Taken { .. }));
     assert!(matches!(lock.claim(&waiting("c"), START + 4), Claimed::Taken { .. }));
     assert_eq!(lock.claim(&waiting("b"), START + 4), Claimed::Granted(START + 3));

@@ -2,10 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -74,8 +71,6 @@ pub(crate) struct Release {
     pub(crate) tokens: (i64, i64),
     /// How many bytes the key has.
     pub(crate) key_len: usize,
-    /// Set when it is applied here: those to whom it grants are still to be told then. The script tells them by itself.
-    pub(crate) applied: Arc<AtomicBool>,
 }
 
 /// Changes nothing; replies the time in microseconds and what is left of the state.
@@ -89,6 +84,8 @@ pub(crate) struct Released {
     pub(crate) held: bool,
     /// Those who waited and hold now, each with its first token.
     pub(crate) granted: Vec<(String, i64)>,
+    /// Whether those in other processes have been told, as the script does.
+    pub(crate) told: bool,
 }
 
 impl Transition for Claim {
@@ -199,7 +196,6 @@ impl Transition for Release {
     /// over is still held as long as nobody has asked for it since.
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = micros(now);
-        self.applied.store(true, Ordering::Relaxed);
         let mut state = state.map(State::parse).transpose()?.unwrap_or_default();
         let (holders, waiters) = (state.holders.len(), state.waiters.len());
         state.holders.retain(|holder| *holder.owner != *self.owner);
@@ -229,11 +225,16 @@ impl Released {
     pub(crate) fn decode(reply: &[u8]) -> Result<Self> {
         let mut fields = Fields::new("an answer to a release", reply)?;
         let held = fields.word()? == "1";
-        let mut granted = Vec::new();
+        let (mut granted, mut told) = (Vec::new(), false);
         while let Some(owner) = fields.optional::<String>()? {
+            if owner == "told" {
+                told = true;
+                break;
+            }
             granted.push((owner, fields.integer()?));
         }
-        Ok(Self { held, granted })
+        fields.end()?;
+        Ok(Self { held, granted, told })
     }
 }
 
