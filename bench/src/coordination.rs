@@ -205,7 +205,8 @@ fn uncontended(
 fn contended(runtime: &Runtime, pairs: usize, apart: bool) -> commonhold::Result<()> {
     let plan = Plan { pairs, operations: if apart { 1 << 12 } else { 1 << 14 }, tasks: WAITERS };
     let (locks, batons) = runtime.block_on(parties(apart))?;
-    let (name, baton, longest) = (unique("hot"), unique("baton"), Arc::new(AtomicU64::new(0)));
+    let (name, baton) = (unique("hot"), unique("baton"));
+    let [longest, their_longest] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     let first = pick(&batons, 0);
     runtime.block_on(async {
         if let Some(mut raw) = first {
@@ -226,11 +227,13 @@ fn contended(runtime: &Runtime, pairs: usize, apart: bool) -> commonhold::Result
         }
     };
     let theirs = |task, share| {
-        let (raw, baton) = (pick(&batons, task), baton.clone());
+        let (raw, baton, longest) = (pick(&batons, task), baton.clone(), Arc::clone(&their_longest));
         async move {
             let Some(mut raw) = raw else { return };
             for _ in 0..share {
+                let asked = Instant::now();
                 std::hint::black_box(raw.blpop::<_, redis::Value>(&baton, 0.0).await.ok());
+                longest.fetch_max(asked.elapsed().as_micros() as u64, Relaxed);
                 std::hint::black_box(raw.rpush::<_, _, i64>(&baton, 1).await.ok());
             }
         }
@@ -243,7 +246,9 @@ fn contended(runtime: &Runtime, pairs: usize, apart: bool) -> commonhold::Result
         || segment(runtime, plan, theirs),
     );
     println!("{comparison}");
-    println!("\nThe longest wait {what}: {:.1?}.\n", Duration::from_micros(longest.load(Relaxed)));
+    let [longest, their_longest] =
+        [longest, their_longest].map(|longest| Duration::from_micros(longest.load(Relaxed)));
+    println!("\nThe longest wait {what}: {longest:.1?}, of the batons {their_longest:.1?}.\n");
     Ok(())
 }
 
