@@ -50,7 +50,8 @@ enum What {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // As many threads as there are cores that may be used: one under `taskset -c 0`.
+    let runtime = tokio::runtime::Runtime::new()?;
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let [window::CHILD, csv, store, keys] = words.as_slice() {
