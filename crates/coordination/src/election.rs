@@ -77,7 +77,7 @@ impl Election {
     ///
     /// # Errors
     /// `Unsupported` if entries of the store have no time to live; `InvalidInput` for an empty name; `TooLarge`
-    /// for one of over 1,000 bytes.
+    /// for one that makes no key.
     pub fn new(store: commonhold_core::Store, name: impl AsRef<str>) -> Result<Self> {
         let key = state::key(Self::KEY_PREFIX, name.as_ref())?;
         Ok(Self { leases: Arc::new(Leases::new(store)?), key })

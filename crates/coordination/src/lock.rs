@@ -93,7 +93,7 @@ impl Locks {
     /// Takes a lock if nobody has it, for 20 ms (in Memcached 24 s) to 365 days unless it is renewed.
     ///
     /// # Errors
-    /// `InvalidInput` for another time to live or an empty name; `TooLarge` for a name of over 1,000 bytes; those of the
+    /// `InvalidInput` for another time to live or an empty name; `TooLarge` for a name that makes no key; those of the
     /// store.
     ///
     /// Cancellation: a dropped future leaves no lock behind; what it may have taken is released in the background.
@@ -170,7 +170,7 @@ impl Locks {
     /// The semaphore of this name with this many permits. See [`Semaphore`].
     ///
     /// # Errors
-    /// `InvalidInput` for no permits or more than 2^32, or for an empty name; `TooLarge` for one of over 1,000 bytes.
+    /// `InvalidInput` for no permits or more than 2^32, or for an empty name; `TooLarge` for one that makes no key.
     pub fn semaphore(&self, name: impl AsRef<str>, permits: u64) -> Result<Semaphore> {
         Semaphore::new(Arc::clone(&self.shared.leases), name.as_ref(), permits)
     }
@@ -178,7 +178,7 @@ impl Locks {
     /// The read-write lock of this name. See [`RwLock`].
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name; `TooLarge` for one of over 1,000 bytes.
+    /// `InvalidInput` for an empty name; `TooLarge` for one that makes no key.
     pub fn rw_lock(&self, name: impl AsRef<str>) -> Result<RwLock> {
         RwLock::new(Arc::clone(&self.shared.leases), name.as_ref())
     }

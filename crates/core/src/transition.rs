@@ -193,9 +193,10 @@ impl Transition for Increment {
         Ok(Step::put(text.clone(), expiry, text))
     }
 
+    /// Without a time to live it is no more than Redis's own increment.
     fn script(&self) -> Option<ScriptCall> {
-        let ttl = self.ttl.map_or(0, |ttl| ttl.as_nanos().div_ceil(1_000_000));
-        Some(ScriptCall::new(include_str!("increment.lua")).arg(self.delta).arg(ttl))
+        let millis = self.ttl?.as_nanos().div_ceil(1_000_000);
+        Some(ScriptCall::new(include_str!("increment.lua")).arg(self.delta).arg(millis))
     }
 
     fn as_increment(&self) -> Option<&Increment> {

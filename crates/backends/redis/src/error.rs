@@ -43,12 +43,12 @@ pub(crate) fn server_error(error: &ServerError) -> Error {
     if let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == code) {
         return Error::new(*kind, plain(detail));
     }
-    let (kind, retry, advice) = meaning(code, detail);
     // What follows are the arguments, which are values, or the line of a script.
     let detail = [", with args beginning with", " script: "]
         .iter()
         .fold(detail, |detail, end| detail.split(end).next().unwrap_or_default())
         .trim_end_matches('.');
+    let (kind, retry, advice) = meaning(code, detail);
     Error::new(kind, format!("{code} {}{advice}", plain(detail))).with_retry(retry)
 }
 
@@ -102,7 +102,8 @@ fn meaning(code: &str, detail: &str) -> (ErrorKind, Retry, &'static str) {
         _ if says("unknown command") && says("SENTINEL") => {
             (ErrorKind::InvalidConfig, Retry::Never, "; the server is no Sentinel: its URL is redis://")
         }
-        _ if says("unknown command") || says("unknown subcommand") || says("Unknown subcommand") => (
+        // An unknown command, subcommand, or Redis command in a script.
+        _ if says("nknown ") && says("command") => (
             ErrorKind::Unsupported,
             Retry::Never,
             "; Redis 6 or later is needed, and the command allowed; if this is a Sentinel, its URL is \
@@ -191,6 +192,16 @@ mod tests {
             ("ERR Protocol error: invalid bulk length", K::TooLarge, Never),
             ("ERR max number of clients reached", K::Overloaded, Safe),
             ("ERR unknown command 'UNLINK', with args beginning with: 'hunter2'", K::Unsupported, Never),
+            (
+                "ERR Unknown Redis command called from script script: 5fc, on @user_script:4.",
+                K::Unsupported,
+                Never,
+            ),
+            (
+                "ERR unknown command 'INCRBY', with args beginning with: 'would overflow'",
+                K::Unsupported,
+                Never,
+            ),
             ("ERR DB index is out of range", K::InvalidConfig, Never),
             ("ERR value is not an integer or out of range", K::NotInteger, Never),
             ("ERR increment or decrement would overflow", K::NotInteger, Never),

@@ -69,7 +69,8 @@ impl Transitions {
     /// to live for takes a script.
     async fn increment(&self, key: &Bytes, increment: &Increment) -> Result<Bytes> {
         let ttl = increment.ttl.or(self.rules.default_ttl);
-        if let Some(call) = ttl.and_then(|_| Increment { ttl, ..*increment }.script()) {
+        Expiry::from(ttl).check()?;
+        if let Some(call) = (Increment { ttl, ..*increment }).script() {
             return self.call(key, call).await;
         }
         let mut incrby = command("INCRBY");

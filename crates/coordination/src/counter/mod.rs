@@ -12,6 +12,8 @@ mod combine;
 mod hybrid;
 mod local;
 mod once;
+#[cfg(test)]
+mod properties;
 mod shared;
 
 pub use self::{

@@ -101,7 +101,7 @@ impl HybridLimiter {
     /// too; see [`metered_as`](Self::metered_as).
     ///
     /// # Errors
-    /// `InvalidInput` for a name that is no key, a lease shorter than 10 ms or longer than an hour, or a local share of
+    /// `InvalidInput` for an empty name, `TooLarge` for one that makes no key; `InvalidInput` for a lease shorter than 10 ms or longer than an hour, or a local share of
     /// less than one permit; `Unsupported` if the store cannot let entries expire, or not as late as this limit
     /// needs.
     pub fn new(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use commonhold_core::{Error, ErrorKind, Retry};
+use commonhold_core::{Error, ErrorKind, Increment, Retry};
 use commonhold_redis::RedisConfig;
 use commonhold_testkit::{
     proxy::Proxy,
@@ -217,6 +217,11 @@ async fn a_default_time_to_live_is_given_to_what_has_none() {
     }
     assert_eq!(store.increment("counter", 1).await.unwrap(), 2);
     assert_eq!(store.ttl("counter").await.unwrap(), Some(None), "only a new counter is given one");
+    for ttl in [Duration::ZERO, Duration::MAX] {
+        let error = store.transact("new", Increment { delta: 1, ttl: Some(ttl) }).await.unwrap_err();
+        assert_eq!(of(&error), (ErrorKind::InvalidInput, Retry::Never), "{ttl:?}: {error}");
+    }
+    assert_eq!(store.get("new").await.unwrap(), None);
 }
 
 #[tokio::test]
