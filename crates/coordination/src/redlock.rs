@@ -78,7 +78,8 @@ impl Redlock {
     /// Takes a lock if a majority grants it, for 20 ms to 365 days unless it is renewed.
     ///
     /// # Errors
-    /// `InvalidInput` for another time to live or an empty name; `TooLarge` for one that makes no key; if no majority answers, the error of one that did not.
+    /// `InvalidInput` for another time to live or an empty name; `TooLarge` for a name that makes no key; if no majority
+    /// answers, the error of one that did not.
     ///
     /// Cancellation: a dropped future leaves no lock behind; what it may have taken is released in the background.
     pub async fn try_acquire(&self, name: impl AsRef<str>, ttl: Duration) -> Result<Option<RedlockGuard>> {

@@ -101,9 +101,9 @@ impl HybridLimiter {
     /// too; see [`metered_as`](Self::metered_as).
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name, `TooLarge` for one that makes no key; `InvalidInput` for a lease shorter than 10 ms or longer than an hour, or a local share of
-    /// less than one permit; `Unsupported` if the store cannot let entries expire, or not as late as this limit
-    /// needs.
+    /// `InvalidInput` for an empty name, a lease shorter than 10 ms or longer than an hour, or a local share of less than one
+    /// permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let entries expire, or not as late
+    /// as this limit needs.
     pub fn new(
         store: Store,
         name: &str,
