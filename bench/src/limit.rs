@@ -11,7 +11,8 @@ use std::{
 use commonhold::{
     Store,
     coordination::limit::{
-        DistributedLimiter, HybridLimiter, LocalLimiter, OnUnavailable, Rate, TokenBucket,
+        DistributedLimiter, HybridLimiter, Limit, LocalLimiter, OnUnavailable, Rate, SlidingWindow,
+        TokenBucket,
     },
     redis::{RedisBackend, RedisConfig},
     url::StoreUrl,
@@ -59,12 +60,18 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     }
     runtime.block_on(store.clear(""))?;
     println!("\n### What the hybrid form costs in fairness\n\n{SHARES_HEADING}");
-    for (what, wanted) in [
-        ("each wants all of it", [RATE; INSTANCES]),
-        ("one wants all of it, three nothing", [RATE, 0, 0, 0]),
-        ("one wants all of it, three a tenth each", [RATE, RATE / 10, RATE / 10, RATE / 10]),
-    ] {
-        println!("{}", runtime.block_on(shares(what, wanted))?);
+    let bucket = TokenBucket::new(Rate::per_second(RATE)?, RATE)?;
+    let window = SlidingWindow::new(RATE, Duration::from_secs(1))?;
+    for (of, limit, lease) in
+        [("a bucket", Limit::from(bucket), LEASE), ("a window of 1 s", window.into(), LEASE / 10)]
+    {
+        for (who, wanted) in [
+            ("each wants all", [RATE; INSTANCES]),
+            ("one wants all, three nothing", [RATE, 0, 0, 0]),
+            ("one wants all, three a tenth each", [RATE, RATE / 10, RATE / 10, RATE / 10]),
+        ] {
+            println!("| {of}, {lease:?} | {who} | {} |", runtime.block_on(shares(limit, lease, wanted))?);
+        }
     }
     Ok(())
 }
@@ -74,18 +81,17 @@ const RATE: u64 = 10_000;
 const INSTANCES: usize = 4;
 /// For how long they are watched, after as long to settle.
 const WATCHED: Duration = Duration::from_secs(5);
-const SHARES_HEADING: &str = "| four instances at 10,000/s, leases of 1 s | let through, of the limit | of the limit, each |\n\
-                              |---|---:|---|";
+const SHARES_HEADING: &str = "| of four instances at 10,000/s; leases | who wants | let through, of the limit | of the limit, each |\n\
+                              |---|---|---:|---|";
 
 /// What each of several instances gets of a limit, each with connections of its own, if they want so much a second.
-async fn shares(what: &str, wanted: [u64; INSTANCES]) -> commonhold::Result<String> {
+async fn shares(limit: Limit, lease: Duration, wanted: [u64; INSTANCES]) -> commonhold::Result<String> {
     let prefix = unique("bench:");
     let mut tasks = Vec::new();
     for wanted in wanted {
         let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(&prefix);
         let store = Store::new(RedisBackend::open(config).await?);
-        let limit = TokenBucket::new(Rate::per_second(RATE)?, RATE)?;
-        let limiter = HybridLimiter::new(store, "shared", limit, LEASE, OnUnavailable::Refuse)?;
+        let limiter = HybridLimiter::new(store, "shared", limit, lease, OnUnavailable::Refuse)?;
         tasks.push(tokio::spawn(demand(limiter, wanted)));
     }
     let mut got = Vec::new();
@@ -96,7 +102,7 @@ async fn shares(what: &str, wanted: [u64; INSTANCES]) -> commonhold::Result<Stri
     let limit = RATE * WATCHED.as_secs();
     let percent = |permits: u64| format!("{} %", (100 * permits + limit / 2) / limit);
     let each: Vec<String> = got.iter().copied().map(percent).collect();
-    Ok(format!("| {what} | {} | {} |", percent(got.iter().sum()), each.join(", ")))
+    Ok(format!("{} | {}", percent(got.iter().sum()), each.join(", ")))
 }
 
 /// Asks for so many permits a second, one by one every millisecond, and says how many it was given while watched.

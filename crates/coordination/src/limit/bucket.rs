@@ -1,20 +1,16 @@
 //! The token bucket: a level that refills, and the part of it that instances hold on lease.
 
-use std::fmt::Write as _;
-
 use commonhold_core::Result;
 
 use super::{
     Outcome,
     config::{MAX, TokenBucket},
+    leases::Leases,
     state::{Number, Word},
 };
 use crate::state::{Fields, corrupt};
 
-/// More instances than this cannot lease from one limiter at a time.
-pub(super) const MAX_LEASES: usize = 1_000;
-
-/// The state `bucket UNIT LEVEL AT` and then, for each lease, ` ID SEQ HELD WANT EXPIRES`.
+/// The state `bucket UNIT LEVEL AT` and then the leases.
 ///
 /// `level` and what is held on lease never exceed the burst together: refill stops there. So whenever the held permits
 /// are spent, no time T sees more than `burst + rate * T`.
@@ -24,22 +20,7 @@ pub(super) struct Bucket {
     pub(super) level: u64,
     /// The microsecond of the store's clock up to which it is refilled.
     pub(super) at: u64,
-    pub(super) leases: Vec<Lease>,
-}
-
-/// What an instance holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Lease {
-    /// The instance.
-    pub(super) id: u64,
-    /// The number of its last request.
-    pub(super) seq: u64,
-    /// Permits it may have: those it said it had, and those it was given then.
-    pub(super) held: u64,
-    /// Permits it would have liked to have.
-    pub(super) want: u64,
-    /// When they are gone, in microseconds of the store's clock.
-    pub(super) expires: u64,
+    pub(super) leases: Leases,
 }
 
 const NAME: &str = "a token bucket";
@@ -47,7 +28,7 @@ const NAME: &str = "a token bucket";
 impl Bucket {
     /// A full one.
     pub(super) fn full(limit: TokenBucket, now: u64) -> Self {
-        Self { level: limit.capacity(), at: now, leases: Vec::new() }
+        Self { level: limit.capacity(), at: now, leases: Leases::default() }
     }
 
     /// What a state is at this time.
@@ -65,16 +46,7 @@ impl Bucket {
         if kind != "bucket" || unit == 0 {
             return Err(corrupt(NAME));
         }
-        let mut leases = Vec::new();
-        while let Some(Number(id)) = fields.optional()? {
-            let (Number(seq), Number(held)) = (fields.next()?, fields.next()?);
-            let (Number(want), Number(expires)) = (fields.next()?, fields.next()?);
-            if leases.len() == MAX_LEASES {
-                return Err(corrupt(NAME));
-            }
-            leases.push(Lease { id, seq, held: held.min(limit.burst()), want, expires });
-        }
-        fields.end()?;
+        let leases = Leases::read(NAME, fields)?;
         // Whole permits survive a change of the rate.
         let level =
             if unit == limit.unit() { level } else { (level / unit).min(limit.burst()) * limit.unit() };
@@ -83,9 +55,7 @@ impl Bucket {
 
     pub(super) fn write(&self, limit: TokenBucket) -> String {
         let mut text = format!("bucket {} {} {}", limit.unit(), self.level, self.at);
-        for Lease { id, seq, held, want, expires } in &self.leases {
-            let _infallible = write!(text, " {id} {seq} {held} {want} {expires}");
-        }
+        self.leases.write(&mut text);
         text
     }
 
@@ -93,11 +63,12 @@ impl Bucket {
     /// stands still.
     fn refill(&mut self, limit: TokenBucket, now: u64) {
         let now = now.max(self.at);
-        let ended = self.leases.iter().map(|lease| lease.expires).filter(|expires| *expires <= now).max();
+        let Leases(leases) = &mut self.leases;
+        let ended = leases.iter().map(|lease| lease.expires).filter(|expires| *expires <= now).max();
         if let Some(ended) = ended {
             // Until then there was no room for what they held.
             self.flow(limit, ended.max(self.at));
-            self.leases.retain(|lease| lease.expires > now);
+            self.leases.0.retain(|lease| lease.expires > now);
         }
         self.flow(limit, now);
     }
@@ -110,7 +81,14 @@ impl Bucket {
 
     /// Permits that are not held on lease.
     pub(super) fn room(&self, limit: TokenBucket) -> u64 {
-        limit.burst().saturating_sub(self.leases.iter().map(|lease| lease.held).sum())
+        limit.burst().saturating_sub(self.leases.held())
+    }
+
+    /// Takes back so many permits of an instance that keeps so many. Returns how many there are now.
+    pub(super) fn give_back(&mut self, limit: TokenBucket, keep: u64, back: u64) -> u64 {
+        let room = self.room(limit).saturating_sub(keep) * limit.unit();
+        self.level = (self.level + back * limit.unit()).min(room);
+        self.level / limit.unit()
     }
 
     /// Takes so many permits, or says how long to wait for them.
@@ -124,7 +102,7 @@ impl Bucket {
             retry_micros = self.retry(limit, need, now);
             if permits > self.room(limit) {
                 // Before the leases have ended there is no room for so many, unless some are given back.
-                retry_micros = retry_micros.max(self.last_lease().saturating_sub(self.at));
+                retry_micros = retry_micros.max(self.leases.last().saturating_sub(self.at));
             }
         }
         Outcome {
@@ -144,7 +122,7 @@ impl Bucket {
     /// have given back what they do not need.
     pub(super) fn retry(&self, limit: TokenBucket, units: u64, now: u64) -> u64 {
         let wait = self.wait(limit, units, now);
-        match self.last_lease() {
+        match self.leases.last() {
             0 => wait,
             last => wait.min(last.saturating_sub(self.at)),
         }
@@ -152,14 +130,8 @@ impl Bucket {
 
     /// How long until it is certainly full, if nobody takes any.
     pub(super) fn reset_micros(&self, limit: TokenBucket, now: u64) -> u64 {
-        let leased = self.last_lease().saturating_sub(now.max(self.at));
+        let leased = self.leases.last().saturating_sub(now.max(self.at));
         (leased + self.wait(limit, limit.capacity(), now)).min(MAX)
-    }
-
-    /// When the last lease ends under which something is held.
-    fn last_lease(&self) -> u64 {
-        let holding = self.leases.iter().filter(|lease| lease.held > 0);
-        holding.map(|lease| lease.expires).max().unwrap_or(0)
     }
 }
 
@@ -174,7 +146,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::leases::Lease, *};
     use crate::limit::Rate;
 
     proptest! {
@@ -297,7 +269,7 @@ mod tests {
         let limit = TokenBucket::new(Rate::per_day(1).unwrap(), 10).unwrap();
         let lease = |held, expires| Lease { id: expires, seq: 1, held, want: 1, expires };
         let retry = |leases: &[Lease], permits, now| {
-            let mut bucket = Bucket { level: 0, at: 1_000, leases: leases.to_vec() };
+            let mut bucket = Bucket { level: 0, at: 1_000, leases: Leases(leases.to_vec()) };
             bucket.take(limit, permits, now).retry_micros
         };
         let day = 86_400_000_000;
@@ -307,7 +279,7 @@ mod tests {
         assert_eq!(retry(&[lease(4, 1_500)], 1, 400), 500, "though the clock has stepped back");
         // There is no room for so many, however fast they flow.
         let limit = TokenBucket::new(Rate::per_second(1_000_000).unwrap(), 10).unwrap();
-        let mut bucket = Bucket { level: 0, at: 1_000, leases: vec![lease(4, 1_500)] };
+        let mut bucket = Bucket { level: 0, at: 1_000, leases: Leases(vec![lease(4, 1_500)]) };
         assert_eq!(bucket.take(limit, 6, 1_000).retry_micros, 6);
         assert_eq!(bucket.take(limit, 7, 1_000).retry_micros, 500);
     }

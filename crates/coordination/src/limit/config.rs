@@ -211,10 +211,22 @@ impl Limit {
 
     /// How long after its last use it is as if it had never been used.
     pub(super) fn memory(self) -> Duration {
-        Duration::from_micros(match self {
+        Duration::from_micros(self.memory_micros())
+    }
+
+    pub(super) fn memory_micros(self) -> u64 {
+        match self {
             Self::Bucket(bucket) => bucket.capacity().div_ceil(bucket.flow()),
             Self::Window(window) => window.slice_micros.saturating_mul(SLICES as u64 + 1),
-        })
+        }
+    }
+
+    /// What scripts know it by.
+    pub(super) fn numbers(self) -> Vec<u64> {
+        match self {
+            Self::Bucket(bucket) => vec![bucket.unit(), bucket.flow(), bucket.burst()],
+            Self::Window(window) => vec![window.slice_micros(), window.permits()],
+        }
     }
 
     /// An equal share of this for each of so many.

@@ -53,7 +53,7 @@ impl DistributedLimiter {
         on_unavailable: OnUnavailable,
     ) -> Result<Self> {
         let limit = limit.into();
-        let key = key(&store, name, limit)?;
+        let key = key(&store, name, limit.memory())?;
         let fallback = Arc::new(Fallback::new(on_unavailable, limit)?);
         let (shared, at) = (store.clone(), key.clone());
         let calls = Gather::new(TOGETHER, move |permits: Vec<u64>| {
@@ -151,9 +151,9 @@ impl fmt::Debug for DistributedLimiter {
     }
 }
 
-/// The key of a limiter in a store that can hold it.
-pub(super) fn key(store: &Store, name: &str, limit: Limit) -> Result<Key> {
-    let needed = limit.memory().saturating_add(Duration::from_micros(STAYS_MICROS));
+/// The key of a limiter in a store that can hold it for as long as it remembers.
+pub(super) fn key(store: &Store, name: &str, memory: Duration) -> Result<Key> {
+    let needed = memory.saturating_add(Duration::from_micros(STAYS_MICROS));
     let offered = store.capabilities();
     if !offered.ttl || offered.max_ttl < needed {
         let message = format!("this limiter needs entries that expire after up to {needed:?}");

@@ -13,7 +13,7 @@ use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
 use tokio::{runtime::Handle, time::sleep};
 
 use super::{
-    Decision, OnUnavailable, TokenBucket,
+    Decision, Limit, OnUnavailable,
     clock::Time,
     config::MAX,
     distributed::{key, peek},
@@ -27,8 +27,9 @@ use super::{
 /// Limits what all instances do together and decides most calls without asking: each instance holds a portion of the
 /// budget on lease.
 ///
-/// **Never more than the limit is let through**: what is in the bucket and what all instances hold never exceed the
-/// burst together, so over any time T they let through at most `burst + rate * T`, whenever they spend it. An instance
+/// **Never more than the limit is let through**: what can be taken and what all instances hold never exceed the limit
+/// together, whenever they spend it: of a [`TokenBucket`](super::TokenBucket) they let through at most
+/// `burst + rate * T` over any time T, of a [`SlidingWindow`](super::SlidingWindow) its number in any window. An instance
 /// that is gone loses its lease on the store's clock, and what it held counts as spent; one that cannot renew stops a
 /// tenth of the lease earlier by its own monotonic clock, counted from before the request was sent. So clocks of
 /// instances may run up to 10 % too slow, and may show any time. (As with every limiter, a process that is stopped
@@ -37,8 +38,9 @@ use super::{
 /// The price:
 /// - Less than the limit may be let through while permits lie with instances that do not need them. An instance asks
 ///   for about what it needs for a quarter of a lease, and gives back what it does not, after a third of a lease at
-///   the latest. Refill stops while the bucket and what is leased are full together, so give a burst of at least
-///   `rate * lease` for throughput near the rate.
+///   the latest. Refill of a bucket stops while it and what is leased are full together, so give a burst of at least
+///   `rate * lease` for throughput near the rate. In a window what was spent counts from when the store hears of it, up to
+///   a third of a lease later: let a lease be a tenth of the window or less.
 /// - A call may be refused here while another instance, or the bucket, still has permits. A request is given at most
 ///   one share of what is there, with one for each instance that wants some and one for whoever comes next: of a full
 ///   bucket a single instance gets half, then half of the rest, and so on. Over some leases instances with enough
@@ -51,8 +53,8 @@ use super::{
 /// The state is that of a [`DistributedLimiter`](super::DistributedLimiter) of this name and limit: instances of both
 /// forms share one budget. Up to 1,000 instances can hold leases at a time.
 ///
-/// If the store's clock steps forward past leases, what they hold counts as spent too early: up to one burst more is
-/// let through, once.
+/// If the store's clock steps forward past leases, what they hold counts as spent too early: up to one burst, or what a
+/// window has, more is let through, once.
 ///
 /// Cheap to clone; clones share everything. When the last one is dropped, the portion is given back in the background.
 ///
@@ -81,7 +83,7 @@ struct Shared {
     store: Store,
     key: Key,
     name: Box<str>,
-    limit: TokenBucket,
+    limit: Limit,
     lease: Duration,
     time: Time,
     portion: Mutex<Portion>,
@@ -107,7 +109,7 @@ impl HybridLimiter {
     pub fn new(
         store: Store,
         name: &str,
-        limit: TokenBucket,
+        limit: impl Into<Limit>,
         lease: Duration,
         on_unavailable: OnUnavailable,
     ) -> Result<Self> {
@@ -115,8 +117,9 @@ impl HybridLimiter {
             let message = format!("a lease lasts between 10 ms and 1 h, not {lease:?}");
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        let key = key(&store, name, limit.into())?;
-        let fallback = Fallback::new(on_unavailable, limit.into())?;
+        let limit = limit.into();
+        let key = key(&store, name, limit.memory() + lease)?;
+        let fallback = Fallback::new(on_unavailable, limit)?;
         let time = Time::monotonic();
         let length = u64::try_from(lease.as_micros()).unwrap_or(MAX);
         let portion = Portion::new(limit, fastrand::u64(..MAX), length, time.micros());
@@ -144,7 +147,7 @@ impl HybridLimiter {
     }
 
     /// What it holds to.
-    pub fn limit(&self) -> TokenBucket {
+    pub fn limit(&self) -> Limit {
         self.shared.limit
     }
 
@@ -187,7 +190,7 @@ impl HybridLimiter {
     /// # Errors
     /// Whatever keeps the store from answering.
     pub async fn peek(&self) -> Result<Decision> {
-        peek(&self.shared.store, &self.shared.key, self.shared.limit.into()).await
+        peek(&self.shared.store, &self.shared.key, self.shared.limit).await
     }
 
     /// Gives the portion back now, and says what was spent. The limiter can go on to be used.
@@ -244,7 +247,7 @@ impl Shared {
         let (local, tokens) = {
             let mut portion = self.portion();
             if first {
-                super::Limit::from(self.limit).check(permits)?;
+                self.limit.check(permits)?;
                 portion.wanted(permits);
             }
             (portion.take(permits, now), portion.tokens(now))
@@ -259,7 +262,7 @@ impl Shared {
             allowed,
             remaining: tokens,
             retry_after: Duration::from_micros(retry_micros),
-            reset_after: self.lease + super::Limit::from(self.limit).memory(),
+            reset_after: self.lease + self.limit.memory(),
             degraded: false,
         }))
     }

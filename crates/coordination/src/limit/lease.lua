@@ -1,12 +1,13 @@
 
 -- The transition of lease.rs. ARGV adds ID SEQ KEEP BACK NEED WANT LENGTH.
-local id, seq, keep, back = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local need, want, length = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local id, seq = tonumber(ARGV[CONFIG + 1]), tonumber(ARGV[CONFIG + 2])
+local keep, back = tonumber(ARGV[CONFIG + 3]), tonumber(ARGV[CONFIG + 4])
+local need, want, length = tonumber(ARGV[CONFIG + 5]), tonumber(ARGV[CONFIG + 6]), tonumber(ARGV[CONFIG + 7])
 
 local function answer(held, expires)
   local retry = 0
   if held < need then
-    retry = math.max(retry_after(need * unit), 1)
+    retry = math.max(retry_after(need), 1)
   end
   return text(held) .. ' ' .. text(math.max(expires - at, 0)) .. ' ' .. text(retry)
 end
@@ -28,21 +29,19 @@ end
 
 keep = math.min(keep, held)
 back = math.min(back, held - keep)
-level = math.min(level + back * unit, math.max(room() - keep, 0) * unit)
-
-local available, lacking, grant = math.floor(level / unit), math.max(need - keep, 0), 0
+local available, lacking, grant = settle(keep, back, held - keep - back), math.max(need - keep, 0), 0
 if available >= lacking then
-  local wanting = 1
+  local others = 0
   for _, lease in ipairs(leases) do
     if lease.want > 0 then
-      wanting = wanting + 1
+      others = others + 1
     end
   end
-  local share = math.floor(available / (wanting + 1))
+  local share = math.floor(available / (others + 2))
   grant = math.min(math.max(want, need, keep) - keep, math.max(share, lacking))
 end
 
-level = level - grant * unit
+lend(grant)
 held = keep + grant
 local expires = at + length
 local reply = answer(held, expires)

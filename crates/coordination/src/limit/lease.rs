@@ -1,12 +1,12 @@
-//! The transition by which an instance takes a portion of a bucket on lease, renews it and gives it back.
+//! The transition by which an instance takes a portion of a limit on lease, renews it and gives it back.
 
 use commonhold_core::{Error, ErrorKind, Result, ScriptCall, Step, Timestamp, Transition};
 
 use super::{
-    bucket::{Bucket, Lease, MAX_LEASES},
-    config::TokenBucket,
+    Limit,
+    budget::Budget,
+    leases::{Lease, MAX_LEASES},
     state::now_micros,
-    take::put,
 };
 use crate::state::Fields;
 
@@ -15,12 +15,12 @@ use crate::state::Fields;
 /// Repeated with the same number it changes nothing and replies the same, so a lost reply costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Renew {
-    pub(super) limit: TokenBucket,
+    pub(super) limit: Limit,
     /// The instance.
     pub(super) id: u64,
     /// The number of the request: later ones have greater ones.
     pub(super) seq: u64,
-    /// Permits that it has and keeps. Those it had and does not name any more count as spent.
+    /// Permits that it has and keeps. Those it had and does not name any more were spent, now at the latest.
     pub(super) keep: u64,
     /// Permits that it had and gives back.
     pub(super) back: u64,
@@ -53,27 +53,21 @@ impl Renew {
         })
     }
 
-    fn answer(&self, bucket: &Bucket, held: u64, expires: u64, now: u64) -> String {
+    fn answer(&self, budget: &Budget, held: u64, expires: u64, now: u64) -> String {
         // As if the last lease to be renewed were this one: its own time is what counts.
-        let left = expires.saturating_sub(bucket.at);
-        let retry = if held < self.need {
-            bucket.retry(self.limit, self.need * self.limit.unit(), now).max(1)
-        } else {
-            0
-        };
+        let left = expires.saturating_sub(budget.at(now));
+        let retry = if held < self.need { budget.retry(self.need, now).max(1) } else { 0 };
         format!("{held} {left} {retry}")
     }
 
-    /// How many permits it is given beyond the `keep` that it has.
-    fn grant(&self, bucket: &Bucket, keep: u64) -> u64 {
-        let available = bucket.level / self.limit.unit();
+    /// How many of the available permits it is given beyond the `keep` that it has, if so many others want some.
+    fn grant(&self, available: u64, keep: u64, others: u64) -> u64 {
         let lacking = self.need.saturating_sub(keep);
         if available < lacking {
             return 0;
         }
         // One share stays for those who come next, and so that there is room to refill.
-        let wanting = 1 + bucket.leases.iter().filter(|lease| lease.want > 0).count() as u64;
-        let share = available / (wanting + 1);
+        let share = available / (others + 2);
         self.want.max(self.need).saturating_sub(keep).min(share.max(lacking))
     }
 }
@@ -85,44 +79,51 @@ impl Transition for Renew {
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = now_micros(now);
-        let mut bucket = Bucket::read(self.limit, state, now)?;
+        let mut budget = Budget::read(self.limit, state, now)?;
         let mut held = 0;
-        if let Some(index) = bucket.leases.iter().position(|lease| lease.id == self.id) {
-            let lease = bucket.leases.remove(index);
+        if let Some(lease) = budget.leases().remove(self.id) {
             if lease.seq >= self.seq {
-                return Ok(Step::nothing(self.answer(&bucket, lease.held, lease.expires, now)));
+                return Ok(Step::nothing(self.answer(&budget, lease.held, lease.expires, now)));
             }
             held = lease.held;
         }
-        if bucket.leases.len() == MAX_LEASES {
+        if budget.leases().0.len() == MAX_LEASES {
             let message = format!("{MAX_LEASES} instances lease from this limiter, and no more can");
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
         let keep = self.keep.min(held);
         let back = self.back.min(held - keep);
-        let room = bucket.room(self.limit).saturating_sub(keep) * self.limit.unit();
-        bucket.level = (bucket.level + back * self.limit.unit()).min(room);
-        let grant = self.grant(&bucket, keep);
-        bucket.level -= grant * self.limit.unit();
+        let available = budget.settle(keep, back, held - keep - back);
+        let grant = self.grant(available, keep, budget.leases().wanting());
+        budget.lend(grant);
         let held = keep + grant;
-        let expires = bucket.at + self.length;
-        let reply = self.answer(&bucket, held, expires, now);
+        let expires = budget.at(now) + self.length;
+        let reply = self.answer(&budget, held, expires, now);
         if held > 0 || self.want > 0 {
-            bucket.leases.push(Lease { id: self.id, seq: self.seq, held, want: self.want, expires });
+            let Self { id, seq, want, .. } = *self;
+            budget.leases().0.push(Lease { id, seq, held, want, expires });
         }
-        Ok(put(bucket.write(self.limit), bucket.reset_micros(self.limit, now), reply))
+        Ok(budget.put(now, reply))
     }
 
     fn script(&self) -> Option<ScriptCall> {
-        let Self { limit, id, seq, keep, back, need, want, length } = self;
-        let numbers =
-            [limit.unit(), limit.flow(), limit.burst(), *id, *seq, *keep, *back, *need, *want, *length];
-        let source = concat!(
-            include_str!("begin.lua"),
-            include_str!("fields.lua"),
-            include_str!("bucket.lua"),
-            include_str!("lease.lua")
-        );
-        Some(ScriptCall::new(source).args(numbers))
+        let source = match self.limit {
+            Limit::Bucket(_) => concat!(
+                include_str!("begin.lua"),
+                include_str!("fields.lua"),
+                include_str!("leases.lua"),
+                include_str!("bucket.lua"),
+                include_str!("lease.lua")
+            ),
+            Limit::Window(_) => concat!(
+                include_str!("fields.lua"),
+                include_str!("leases.lua"),
+                include_str!("window.lua"),
+                include_str!("lease.lua")
+            ),
+        };
+        let Self { limit, id, seq, keep, back, need, want, length } = *self;
+        let numbers = [id, seq, keep, back, need, want, length];
+        Some(ScriptCall::new(source).args(limit.numbers()).args(numbers))
     }
 }

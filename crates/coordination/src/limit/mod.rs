@@ -27,11 +27,13 @@
 //! ```
 
 mod bucket;
+mod budget;
 pub(crate) mod clock;
 mod config;
 mod distributed;
 mod hybrid;
 mod lease;
+mod leases;
 mod local;
 mod meter;
 #[cfg(test)]

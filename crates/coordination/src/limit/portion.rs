@@ -1,14 +1,14 @@
-//! The portion of a bucket that an instance holds: what it may spend, and what it asks for.
+//! The portion of a limit that an instance holds: what it may spend, and what it asks for.
 
 use super::{
-    config::TokenBucket,
+    Limit,
     lease::{Portioned, Renew},
 };
 
 /// All times are microseconds of this process's monotonic clock.
 #[derive(Debug)]
 pub(super) struct Portion {
-    limit: TokenBucket,
+    limit: Limit,
     id: u64,
     /// How long a lease lasts.
     length: u64,
@@ -50,7 +50,7 @@ pub(super) enum Local {
 
 impl Portion {
     /// Nothing yet.
-    pub(super) fn new(limit: TokenBucket, id: u64, length: u64, now: u64) -> Self {
+    pub(super) fn new(limit: Limit, id: u64, length: u64, now: u64) -> Self {
         Self {
             limit,
             id,
@@ -100,7 +100,7 @@ impl Portion {
         // About what goes in a quarter of a lease at the present pace: not much lies idle, and the store is seldom asked.
         let elapsed = u128::from(now.saturating_sub(self.since).max(1));
         let pace = u128::from(self.demand) * u128::from(self.length / 4) / elapsed;
-        let want = u64::try_from(pace).unwrap_or(u64::MAX).clamp(need, self.limit.burst());
+        let want = u64::try_from(pace).unwrap_or(u64::MAX).clamp(need, self.limit.most());
         // Those who need more than they have give back the rest first: two who held on to what they had while they
         // wait for more could wait for ever.
         let keep = if need > 0 { 0 } else { self.tokens.min(want) };
@@ -149,7 +149,7 @@ impl Portion {
         self.until = sent.saturating_add(reply.left - reply.left / 10);
         // Where there is hardly any left, asking for every single permit as it comes would be as slow as having no
         // portion, and whoever asks fastest would get them all.
-        let filling = self.limit.capacity() / self.limit.flow();
+        let filling = self.limit.memory_micros();
         let pause = (self.length / 20).min(filling / 4);
         let until = now.saturating_add(reply.retry_micros.max(pause)).saturating_add(self.spread(pause));
         let scarce = request.need > 0 && reply.held <= request.need && request.want > request.need;

@@ -1,14 +1,8 @@
 //! The transitions that take permits and that look how many there are.
 
-use commonhold_core::{Error, ErrorKind, Expiry, Result, ScriptCall, Step, Timestamp, Transition};
+use commonhold_core::{Error, ErrorKind, Result, ScriptCall, Step, Timestamp, Transition};
 
-use super::{
-    Outcome,
-    bucket::Bucket,
-    config::{Limit, SlidingWindow, TokenBucket},
-    state::{STAYS_MICROS, now_micros},
-    window::Window,
-};
+use super::{Limit, Outcome, budget::Budget, state::now_micros};
 use crate::state::Fields;
 
 /// Takes permits for several callers, one after the other. Replies `ALLOWED REMAINING RETRY RESET` for each.
@@ -21,53 +15,6 @@ pub(super) struct Take {
 /// Replies what [`Take`] would to a caller of one, and takes nothing.
 #[derive(Debug)]
 pub(super) struct Peek(pub(super) Limit);
-
-/// The state of any limit.
-#[derive(Debug)]
-enum Held {
-    Bucket(TokenBucket, Bucket),
-    Window(SlidingWindow, Window),
-}
-
-impl Held {
-    fn read(limit: Limit, state: Option<&[u8]>, now: u64) -> Result<Self> {
-        Ok(match limit {
-            Limit::Bucket(limit) => Self::Bucket(limit, Bucket::read(limit, state, now)?),
-            Limit::Window(limit) => Self::Window(limit, Window::read(limit, state, now)?),
-        })
-    }
-
-    fn take(&mut self, permits: u64, now: u64) -> Outcome {
-        match self {
-            Self::Bucket(limit, bucket) => bucket.take(*limit, permits, now),
-            Self::Window(limit, window) => window.take(*limit, permits, now),
-        }
-    }
-
-    fn reset_micros(&self, now: u64) -> u64 {
-        match self {
-            Self::Bucket(limit, bucket) => bucket.reset_micros(*limit, now),
-            Self::Window(limit, window) => window.reset_micros(*limit, now),
-        }
-    }
-
-    fn moved(&self) -> bool {
-        matches!(self, Self::Window(_, window) if window.moved())
-    }
-
-    fn write(&self) -> String {
-        match self {
-            Self::Bucket(limit, bucket) => bucket.write(*limit),
-            Self::Window(limit, window) => window.write(*limit),
-        }
-    }
-}
-
-/// Puts a state that lives until it has nothing to say any more.
-pub(super) fn put(state: String, reset_micros: u64, reply: String) -> Step {
-    let ttl = std::time::Duration::from_micros(reset_micros + STAYS_MICROS);
-    Step::put(state, Expiry::After(ttl), reply)
-}
 
 fn encode(outcomes: &[Outcome]) -> String {
     let words = outcomes.iter().map(|outcome| {
@@ -100,35 +47,35 @@ impl Transition for Take {
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = now_micros(now);
-        let mut held = Held::read(self.limit, state, now)?;
-        let outcomes: Vec<_> = self.permits.iter().map(|permits| held.take(*permits, now)).collect();
+        let mut budget = Budget::read(self.limit, state, now)?;
+        let outcomes: Vec<_> = self.permits.iter().map(|permits| budget.take(*permits, now)).collect();
         let reply = encode(&outcomes);
         // What only time has changed need not be written down.
-        if !outcomes.iter().any(|outcome| outcome.allowed) && !held.moved() {
+        if !outcomes.iter().any(|outcome| outcome.allowed) && !budget.moved() {
             return Ok(Step::nothing(reply));
         }
-        Ok(put(held.write(), held.reset_micros(now), reply))
+        Ok(budget.put(now, reply))
     }
 
     fn script(&self) -> Option<ScriptCall> {
-        let (source, config) = match self.limit {
-            Limit::Bucket(limit) => (
-                concat!(
-                    include_str!("begin.lua"),
-                    include_str!("quick.lua"),
-                    include_str!("fields.lua"),
-                    include_str!("bucket.lua"),
-                    include_str!("take.lua")
-                ),
-                vec![limit.unit(), limit.flow(), limit.burst()],
+        let source = match self.limit {
+            Limit::Bucket(_) => concat!(
+                include_str!("begin.lua"),
+                include_str!("quick.lua"),
+                include_str!("fields.lua"),
+                include_str!("leases.lua"),
+                include_str!("bucket.lua"),
+                include_str!("take.lua")
             ),
-            Limit::Window(limit) => (
-                concat!(include_str!("fields.lua"), include_str!("window.lua")),
-                vec![limit.slice_micros(), limit.permits()],
+            Limit::Window(_) => concat!(
+                include_str!("fields.lua"),
+                include_str!("leases.lua"),
+                include_str!("window.lua"),
+                include_str!("take.lua")
             ),
         };
         let callers = self.permits.len() as u64;
-        Some(ScriptCall::new(source).args(config).arg(callers).args(&self.permits))
+        Some(ScriptCall::new(source).args(self.limit.numbers()).arg(callers).args(&self.permits))
     }
 }
 
@@ -139,9 +86,9 @@ impl Transition for Peek {
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = now_micros(now);
-        let mut held = Held::read(self.0, state, now)?;
-        let reset_micros = held.reset_micros(now);
-        let outcome = held.take(1, now);
+        let mut budget = Budget::read(self.0, state, now)?;
+        let reset_micros = budget.reset_micros(now);
+        let outcome = budget.take(1, now);
         let remaining = outcome.remaining + u64::from(outcome.allowed);
         Ok(Step::nothing(encode(&[Outcome { remaining, reset_micros, ..outcome }])))
     }

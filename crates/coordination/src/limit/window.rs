@@ -7,6 +7,7 @@ use commonhold_core::Result;
 use super::{
     Outcome,
     config::{MAX, SlidingWindow},
+    leases::Leases,
     state::{Number, Word},
 };
 use crate::state::{Fields, corrupt};
@@ -18,11 +19,15 @@ pub(super) const SLICES: usize = 16;
 const TOUCHED: usize = SLICES + 1;
 
 /// The state `window SLICE NEWEST COUNT*17`: the length of a slice in microseconds, the number of the newest since
-/// 1970, and the permits taken in each, the newest first.
+/// 1970, and the permits taken in each, the newest first; and then the leases.
+///
+/// What counts and what is held on lease never exceed the limit together. A permit that was spent under a lease counts
+/// from when that is reported, or the lease has ended, which is not before it was spent: so no window sees more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Window {
     newest: u64,
     counts: [u64; TOUCHED],
+    pub(super) leases: Leases,
     /// What was read had longer slices, of which the newest has not ended, and counts as taken when it was read. Unless
     /// that is written, whoever reads it next counts it as taken later still, and waits in vain.
     moved: bool,
@@ -33,7 +38,8 @@ const NAME: &str = "a sliding window";
 impl Window {
     /// Nothing was taken yet.
     pub(super) fn empty(limit: SlidingWindow, now: u64) -> Self {
-        Self { newest: now / limit.slice_micros(), counts: [0; TOUCHED], moved: false }
+        let newest = now / limit.slice_micros();
+        Self { newest, counts: [0; TOUCHED], leases: Leases::default(), moved: false }
     }
 
     /// What a state is at this time.
@@ -56,19 +62,19 @@ impl Window {
         for count in &mut counts {
             Number(*count) = fields.next()?;
         }
-        fields.end()?;
-        let mut window = Self { newest, counts, moved: false };
+        let leases = Leases::read(NAME, fields)?;
+        let mut window = Self { newest, counts, leases, moved: false };
         let all = window.taken();
-        if all >= MAX {
+        if all + window.leases.held() >= MAX {
             return Err(corrupt(NAME));
         }
         if slice != limit.slice_micros() {
             // Slices of another length cannot be told apart: all of it counts as taken as late as it can have been.
             let last = begun + slice - 1;
             let moved = slice > limit.slice_micros() && now < last;
-            window = Self::empty(limit, if moved { now.max(begun) } else { last });
+            let empty = Self::empty(limit, if moved { now.max(begun) } else { last });
+            window = Self { moved, leases: window.leases, ..empty };
             window.add(all);
-            window.moved = moved;
         }
         Ok(window)
     }
@@ -83,10 +89,12 @@ impl Window {
         for count in self.counts {
             let _infallible = write!(text, " {count}");
         }
+        self.leases.write(&mut text);
         text
     }
 
-    /// Forgets the slices that no window touches any more. A clock that has stepped back stands still.
+    /// Forgets the slices that no window touches any more, and ends the leases that have run out. A clock that has stepped
+    /// back stands still.
     pub(super) fn slide(&mut self, limit: SlidingWindow, now: u64) {
         let newest = now / limit.slice_micros();
         let passed = newest.saturating_sub(self.newest);
@@ -94,49 +102,73 @@ impl Window {
         self.counts.rotate_right(passed);
         self.counts.iter_mut().take(passed).for_each(|count| *count = 0);
         self.newest = self.newest.max(newest);
+        let at = self.at(limit, now);
+        for lease in self.leases.0.extract_if(.., |lease| lease.expires <= at) {
+            let ago = usize::try_from(self.newest - lease.expires / limit.slice_micros()).unwrap_or(TOUCHED);
+            if let Some(count) = self.counts.get_mut(ago) {
+                *count += lease.held;
+            }
+        }
+    }
+
+    /// The time, no earlier than the newest slice.
+    pub(super) fn at(&self, limit: SlidingWindow, now: u64) -> u64 {
+        now.max(self.newest * limit.slice_micros())
     }
 
     /// Takes so many permits, or says how long to wait for them.
     pub(super) fn take(&mut self, limit: SlidingWindow, permits: u64, now: u64) -> Outcome {
-        let taken = self.taken();
-        let excess = (taken + permits).saturating_sub(limit.permits());
-        let mut remaining = limit.permits().saturating_sub(taken);
-        if excess == 0 {
+        let free = self.free(limit);
+        let allowed = permits <= free;
+        if allowed {
             self.add(permits);
-            remaining -= permits;
         }
         Outcome {
-            allowed: excess == 0,
-            remaining,
-            retry_micros: if excess == 0 { 0 } else { self.wait(limit, excess, now) },
+            allowed,
+            remaining: if allowed { free - permits } else { free },
+            retry_micros: if allowed { 0 } else { self.retry(limit, permits, now) },
             reset_micros: self.reset_micros(limit, now),
         }
     }
 
-    /// Counts what is left as taken.
-    pub(super) fn drain(&mut self, limit: SlidingWindow) {
-        let left = limit.permits().saturating_sub(self.taken());
-        self.add(left);
+    /// Permits that can be taken.
+    pub(super) fn free(&self, limit: SlidingWindow) -> u64 {
+        limit.permits().saturating_sub(self.taken() + self.leases.held())
     }
 
-    /// How long until it is empty, if nobody takes any.
+    /// Counts what is left as taken.
+    pub(super) fn drain(&mut self, limit: SlidingWindow) {
+        self.add(self.free(limit));
+    }
+
+    /// How long until it is certainly empty, if nobody takes any.
     pub(super) fn reset_micros(&self, limit: SlidingWindow, now: u64) -> u64 {
-        match self.counts.iter().position(|count| *count > 0) {
-            Some(newest) => self.leaves(limit, newest, now),
-            None => 0,
+        let counts = self.counts.iter().position(|count| *count > 0);
+        let counts = counts.map_or(0, |newest| self.leaves(limit, newest, now));
+        match self.leases.last() {
+            0 => counts,
+            // As late as what is held can count.
+            last => {
+                let ends = (last / limit.slice_micros() + TOUCHED as u64) * limit.slice_micros();
+                counts.max(ends.saturating_sub(now))
+            }
         }
     }
 
-    /// How long until so many of those that count do no longer.
-    fn wait(&self, limit: SlidingWindow, excess: u64, now: u64) -> u64 {
+    /// When to ask again for so many permits: when so many of those that count do no longer, or before that when those
+    /// who hold some on lease have given back what they do not need.
+    pub(super) fn retry(&self, limit: SlidingWindow, permits: u64, now: u64) -> u64 {
+        let excess = (self.taken() + self.leases.held() + permits).saturating_sub(limit.permits());
+        let leased = self.leases.last().saturating_sub(self.at(limit, now));
         let mut freed = 0;
         for (index, count) in self.counts.iter().enumerate().rev() {
             freed += count;
             if freed >= excess {
-                return self.leaves(limit, index, now);
+                let wait = self.leaves(limit, index, now);
+                return if leased > 0 { wait.min(leased) } else { wait };
             }
         }
-        0
+        leased
     }
 
     /// How long until a slice is forgotten.
@@ -144,12 +176,13 @@ impl Window {
         ((self.newest + (TOUCHED - index) as u64) * limit.slice_micros()).saturating_sub(now)
     }
 
-    fn add(&mut self, permits: u64) {
+    pub(super) fn add(&mut self, permits: u64) {
         let [newest, ..] = &mut self.counts;
         *newest += permits;
     }
 
-    fn taken(&self) -> u64 {
+    /// Permits that count.
+    pub(super) fn taken(&self) -> u64 {
         self.counts.iter().sum()
     }
 }

@@ -69,25 +69,29 @@ async fn gives_exactly_the_limit(place: &Place) {
 }
 
 async fn leases_no_more_than_the_limit_and_takes_back_what_is_idle(place: &Place) {
-    let limit = fixed(1_000);
-    let open = async |_| {
+    for (name, limit) in
+        [("bucket", Limit::from(fixed(1_000))), ("window", SlidingWindow::new(1_000, DAY).unwrap().into())]
+    {
+        let open = async |_| {
+            let store = place.open().await;
+            HybridLimiter::new(store, name, limit, LEASE, OnUnavailable::Refuse).unwrap()
+        };
+        let limiters = join_all((0..3).map(open)).await;
+        let allowed =
+            rush(limiters.clone(), async |limiter: HybridLimiter| limiter.try_acquire(1).await.unwrap())
+                .await;
+        assert!((100..=1_000).contains(&allowed), "{allowed} at {}", place.url);
         let store = place.open().await;
-        HybridLimiter::new(store, "leased", limit, LEASE, OnUnavailable::Refuse).unwrap()
-    };
-    let limiters = join_all((0..3).map(open)).await;
-    let allowed =
-        rush(limiters.clone(), async |limiter: HybridLimiter| limiter.try_acquire(1).await.unwrap()).await;
-    assert!((100..=1_000).contains(&allowed), "{allowed} at {}", place.url);
-    let store = place.open().await;
-    let direct = DistributedLimiter::new(store, "leased", limit, OnUnavailable::Refuse).unwrap();
-    // One gives back when it is told, one when it is dropped, one because nobody asks it any more.
-    limiters[0].release().await.unwrap();
-    let idle = limiters[2].clone();
-    drop(limiters);
-    let what = "the portions come back";
-    eventually(PATIENCE, what, async || direct.peek().await.unwrap().remaining == 1_000 - allowed).await;
-    assert_eq!(direct.try_acquire(1_000 - allowed).await.unwrap().allowed, allowed < 1_000);
-    assert!(!idle.try_acquire(1).await.unwrap().allowed);
+        let direct = DistributedLimiter::new(store, name, limit, OnUnavailable::Refuse).unwrap();
+        // One gives back when it is told, one when it is dropped, one because nobody asks it any more.
+        limiters[0].release().await.unwrap();
+        let idle = limiters[2].clone();
+        drop(limiters);
+        let what = "the portions come back";
+        eventually(PATIENCE, what, async || direct.peek().await.unwrap().remaining == 1_000 - allowed).await;
+        assert_eq!(direct.try_acquire(1_000 - allowed).await.unwrap().allowed, allowed < 1_000);
+        assert!(!idle.try_acquire(1).await.unwrap().allowed);
+    }
 }
 
 macro_rules! over {
@@ -124,14 +128,18 @@ async fn in_one_process_a_store_in_memory_will_do() {
 #[tokio::test]
 async fn waiting_gets_what_flows_in() {
     let store = Place::redis().open().await;
-    let limit = TokenBucket::new(Rate::per_second(50).unwrap(), 2).unwrap();
-    let limiter = DistributedLimiter::new(store.clone(), "slow", limit, OnUnavailable::Refuse).unwrap();
-    for _ in 0..4 {
-        assert!(limiter.acquire(2).await.unwrap().allowed);
-    }
-    let hybrid = HybridLimiter::new(store, "leased", limit, LEASE, OnUnavailable::Refuse).unwrap();
-    for _ in 0..4 {
-        assert!(hybrid.acquire(2).await.unwrap().allowed);
+    let bucket = TokenBucket::new(Rate::per_second(50).unwrap(), 2).unwrap();
+    let window = SlidingWindow::new(2, Duration::from_millis(40)).unwrap();
+    for (name, limit) in [("bucket", Limit::from(bucket)), ("window", window.into())] {
+        let limiter = DistributedLimiter::new(store.clone(), name, limit, OnUnavailable::Refuse).unwrap();
+        for _ in 0..4 {
+            assert!(limiter.acquire(2).await.unwrap().allowed);
+        }
+        let leased = format!("leased {name}");
+        let hybrid = HybridLimiter::new(store.clone(), &leased, limit, LEASE, OnUnavailable::Refuse).unwrap();
+        for _ in 0..4 {
+            assert!(hybrid.acquire(2).await.unwrap().allowed);
+        }
     }
 }
 

@@ -175,7 +175,7 @@ fn seconds() -> i64 {
 /// What a limiter lets through in this many seconds at most, whoever asks.
 fn most(limiter: &str, seconds: f64) -> f64 {
     match limiter {
-        "window" => BURST as f64 * (seconds / WINDOW.as_secs_f64()).ceil(),
+        "window" | "leased" => BURST as f64 * (seconds / WINDOW.as_secs_f64()).ceil(),
         _ => BURST as f64 + seconds * RATE as f64,
     }
 }
@@ -191,12 +191,18 @@ async fn pass_limits(store: &Store) {
     let bucket = DistributedLimiter::new(store.clone(), "bucket", limit, refuse).unwrap();
     let window = DistributedLimiter::new(store.clone(), "window", slice, refuse).unwrap();
     let hybrid = HybridLimiter::new(store.clone(), "hybrid", limit, TTL / 2, refuse).unwrap();
+    let leased = HybridLimiter::new(store.clone(), "leased", slice, WINDOW / 10, refuse).unwrap();
     loop {
         let asked = uptime();
-        let (bucket, window, hybrid) =
-            tokio::join!(bucket.try_acquire(1), window.try_acquire(1), hybrid.try_acquire(1));
+        let (bucket, window, hybrid, leased) = tokio::join!(
+            bucket.try_acquire(1),
+            window.try_acquire(1),
+            hybrid.try_acquire(1),
+            leased.try_acquire(1)
+        );
         let answered = uptime();
-        for (name, decision) in [("bucket", bucket), ("window", window), ("hybrid", hybrid)] {
+        let decisions = [("bucket", bucket), ("window", window), ("hybrid", hybrid), ("leased", leased)];
+        for (name, decision) in decisions {
             if decision.is_ok_and(|decision| decision.allowed) {
                 say(&format!("{name} {asked} {answered}"));
             }
@@ -398,7 +404,7 @@ fn increments_with_ids_count_once_through_kills_and_lost_replies() {
 
 fn assert_limits_hold(urls: &[&str], also: impl FnMut(usize)) {
     let lines = torment("limit", urls, also);
-    for limiter in ["bucket", "window", "hybrid"] {
+    for limiter in ["bucket", "window", "hybrid", "leased"] {
         let passed = lines.iter().filter_map(|line| line.strip_prefix(limiter)?.trim_start().split_once(' '));
         let passed = passed.map(|(asked, answered)| (asked.parse().unwrap(), answered.parse().unwrap()));
         let mut passed: Vec<(u64, u64)> = passed.collect();
