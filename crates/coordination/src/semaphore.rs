@@ -46,8 +46,11 @@ pub struct Semaphore {
 const MAX_PERMITS: u64 = 1 << 32;
 
 impl Semaphore {
+    /// What the keys of semaphores begin with; their names follow.
+    pub const KEY_PREFIX: &str = "semaphore:";
+
     pub(crate) fn new(leases: Arc<Leases>, name: &str, permits: u64) -> Result<Self> {
-        let key = state::key("semaphore:", name)?;
+        let key = state::key(Self::KEY_PREFIX, name)?;
         Ok(Self { leases, key, permits: in_range(permits, MAX_PERMITS)? })
     }
 
@@ -112,11 +115,14 @@ pub struct RwLock {
 }
 
 impl RwLock {
+    /// What the keys of read-write locks begin with; their names follow.
+    pub const KEY_PREFIX: &str = "rwlock:";
+
     /// Readers take one, writers all.
     const ALL: i64 = 1 << 32;
 
     pub(crate) fn new(leases: Arc<Leases>, name: &str) -> Result<Self> {
-        Ok(Self { leases, key: state::key("rwlock:", name)? })
+        Ok(Self { leases, key: state::key(Self::KEY_PREFIX, name)? })
     }
 
     /// Holds the lock together with other readers, waiting for it up to `timeout`; `None` if it was not to be had.

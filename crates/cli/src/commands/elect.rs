@@ -4,7 +4,11 @@ use std::{ffi::OsString, time::Duration};
 
 use commonhold::coordination::Election;
 
-use super::{Context, hold, lock, parse_duration};
+use super::{
+    Context,
+    hold::{self, Shown},
+    lock, parse_duration,
+};
 use crate::{failure::Result, output::note};
 
 /// Run a command while this process is the leader, or show who leads
@@ -41,6 +45,8 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
+const KIND: &str = "election";
+
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     let store = context.open().await?;
     match &args.name {
@@ -49,8 +55,8 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             hold::refuse_empty_command()?;
             let show = async |name: &str| Ok(Election::new(store.clone(), name)?.show().await?);
             let list = async || match name {
-                Some(name) => Ok(vec![(name.clone(), show(name).await?)]),
-                None => lock::all(&store, Election::KEY_PREFIX, show).await,
+                Some(name) => Ok(vec![Shown { kind: KIND, name: name.clone(), holders: show(name).await? }]),
+                None => lock::all(&store, KIND, Election::KEY_PREFIX, show).await,
             };
             lock::show(context, args.watch, list).await
         }

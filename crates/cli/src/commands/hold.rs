@@ -218,24 +218,42 @@ pub(crate) fn lost(what: &str, name: &str) -> Failure {
     .help("the store was away for longer than --ttl, or this process was stopped for so long")
 }
 
-/// Prints who holds things: of each name, in the form that is asked for.
-pub(crate) fn print(context: &mut Context, all: &[(String, Holders)]) -> Result<()> {
+/// The kind of a read-write lock.
+pub(crate) const RWLOCK: &str = "rwlock";
+
+/// Something that can be held, and who holds it.
+pub(crate) struct Shown {
+    /// `lock`, `semaphore`, `rwlock` or `election`.
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+    pub(crate) holders: Holders,
+}
+
+/// Prints who holds things, in the form that is asked for.
+pub(crate) fn print(context: &mut Context, all: &[Shown]) -> Result<()> {
     if context.out.is_json() {
-        for (name, holders) in all {
-            context.out.json(&json(name, holders))?;
+        for shown in all {
+            context.out.json(&json(shown))?;
         }
         return Ok(());
     }
-    let headings = ["NAME", "HOLDER", "FENCE", "TTL", "LEFT", "WAITING"];
-    let sides = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
-    let mut columns = Columns::new(headings.into_iter().zip(sides));
-    let mut rows: Vec<[String; 6]> = Vec::new();
-    for (name, Holders { holders, waiting, last_token }) in all {
-        let name = bytes::escape(name.as_bytes()).into_owned();
+    let headings = ["KIND", "NAME", "HOLDER", "PERMITS", "FENCE", "TTL", "LEFT", "WAITING"];
+    let texts = [Align::Left; 3].into_iter().chain([Align::Right; 5]);
+    let mut columns = Columns::new(headings.into_iter().zip(texts));
+    let mut rows: Vec<[String; 8]> = Vec::new();
+    for Shown { kind, name, holders: Holders { holders, waiting, last_token } } in all {
+        let (kind, name) = ((*kind).to_owned(), bytes::escape(name.as_bytes()).into_owned());
         for holder in holders {
+            // Who writes has more of them than there can be readers.
+            let permits = match holder.weight {
+                2.. if kind == RWLOCK => "all".to_owned(),
+                weight => weight.to_string(),
+            };
             rows.push([
+                kind.clone(),
                 name.clone(),
                 bytes::escape(&holder.label).into_owned(),
+                permits,
                 holder.token.to_string(),
                 output::duration(holder.ttl),
                 output::duration(holder.left),
@@ -244,23 +262,24 @@ pub(crate) fn print(context: &mut Context, all: &[(String, Holders)]) -> Result<
         }
         if holders.is_empty() {
             let dash = || "-".to_owned();
-            rows.push([name, dash(), last_token.to_string(), dash(), dash(), waiting.to_string()]);
+            let last = last_token.to_string();
+            rows.push([kind, name, dash(), dash(), last, dash(), dash(), waiting.to_string()]);
         }
     }
     rows.iter().for_each(|row| columns.measure(row));
     columns.print_headings(&mut context.out)?;
-    for [name, holder, token, ttl, left, waiting] in &rows {
-        let style = if holder == "-" { FAINT } else { GOOD };
+    for row in &rows {
+        let [.., holder, _, _, _, _, _] = row;
         let plain = Style::new();
-        columns.print(
-            &mut context.out,
-            &[(name, plain), (holder, style), (token, plain), (ttl, FAINT), (left, plain), (waiting, plain)],
-        )?;
+        let style = if holder == "-" { FAINT } else { GOOD };
+        let styles = [FAINT, plain, style, plain, plain, FAINT, plain, plain];
+        let cells: Vec<_> = row.iter().map(String::as_str).zip(styles).collect();
+        columns.print(&mut context.out, &cells)?;
     }
     Ok(())
 }
 
-fn json(name: &str, Holders { holders, waiting, last_token }: &Holders) -> Value {
+fn json(Shown { kind, name, holders: Holders { holders, waiting, last_token } }: &Shown) -> Value {
     let holders: Vec<Value> = holders
         .iter()
         .map(|holder| {
@@ -273,5 +292,5 @@ fn json(name: &str, Holders { holders, waiting, last_token }: &Holders) -> Value
             })
         })
         .collect();
-    json!({ "name": name, "holders": holders, "waiting": waiting, "last_fence": last_token })
+    json!({ "kind": kind, "name": name, "holders": holders, "waiting": waiting, "last_fence": last_token })
 }

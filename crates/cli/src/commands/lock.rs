@@ -4,11 +4,15 @@ use std::{ffi::OsString, time::Duration};
 
 use commonhold::{
     Prefix, Scan, Store,
-    coordination::{Holders, Locks},
+    coordination::{Holders, Locks, RwLock, Semaphore},
 };
 use futures_util::TryStreamExt as _;
 
-use super::{Context, hold, parse_duration, parse_duration_or_none, unless_interrupted};
+use super::{
+    Context,
+    hold::{self, Shown},
+    parse_duration, parse_duration_or_none, unless_interrupted,
+};
 use crate::{
     failure::{Failure, Result},
     output::note,
@@ -21,7 +25,7 @@ use crate::{
 /// SIGTERM, and after 5 seconds SIGKILL. Until then, or if this process itself is killed, the command goes on without a
 /// lock, and the next holder may have begun: what it writes must carry the token.
 ///
-/// Without a command it shows who holds the lock, or all locks.
+/// Without a command it shows who holds the lock; without a name, too, who holds any lock, semaphore or read-write lock.
 ///
 /// Exit code: that of the command (127 if there is none of that name, 126 if it cannot be run, 128 and the number of
 /// the signal that ended it); 1 if the lock was not had; 3 if it was lost, or the store is unavailable.
@@ -60,8 +64,19 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
         name => {
             hold::refuse_empty_command()?;
             let list = async || match name {
-                Some(name) => Ok(vec![(name.clone(), locks.show(name).await?)]),
-                None => all(&store, Locks::KEY_PREFIX, async |name| Ok(locks.show(name).await?)).await,
+                Some(name) => {
+                    Ok(vec![Shown { kind: "lock", name: name.clone(), holders: locks.show(name).await? }])
+                }
+                None => {
+                    let lock = async |name: &str| Ok(locks.show(name).await?);
+                    // How many permits there are is not in the store.
+                    let semaphore = async |name: &str| Ok(locks.semaphore(name, 1)?.show().await?);
+                    let rw_lock = async |name: &str| Ok(locks.rw_lock(name)?.show().await?);
+                    let mut held = all(&store, "lock", Locks::KEY_PREFIX, lock).await?;
+                    held.extend(all(&store, "semaphore", Semaphore::KEY_PREFIX, semaphore).await?);
+                    held.extend(all(&store, hold::RWLOCK, RwLock::KEY_PREFIX, rw_lock).await?);
+                    Ok(held)
+                }
             };
             show(context, args.watch, list).await
         }
@@ -101,14 +116,15 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
 /// All whose keys begin with this and that somebody holds or waits for, by name.
 pub(super) async fn all(
     store: &Store,
+    kind: &'static str,
     prefix: &str,
     show: impl AsyncFn(&str) -> Result<Holders>,
-) -> Result<Vec<(String, Holders)>> {
+) -> Result<Vec<Shown>> {
     let mut all = Vec::new();
     for name in names(store, prefix).await? {
         let holders = show(&name).await?;
         if !holders.holders.is_empty() || holders.waiting > 0 {
-            all.push((name, holders));
+            all.push(Shown { kind, name, holders });
         }
     }
     Ok(all)
@@ -133,7 +149,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn show(
     context: &mut Context,
     live: bool,
-    list: impl AsyncFn() -> Result<Vec<(String, Holders)>>,
+    list: impl AsyncFn() -> Result<Vec<Shown>>,
 ) -> Result<()> {
     again_and_again(context, live, async |context| hold::print(context, &list().await?)).await
 }

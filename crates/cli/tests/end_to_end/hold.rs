@@ -1,5 +1,8 @@
 //! `lock` and `elect`, between processes, over a real Redis.
 
+use std::time::Duration;
+
+use commonhold::coordination::Locks;
 use commonhold_testkit::servers::{Redis, shared::redis_url, unique};
 
 use crate::sandbox::{Running, Sandbox};
@@ -65,6 +68,38 @@ fn who_does_not_get_the_lock_ends_with_1_and_sees_who_has_it() {
     assert_eq!(holder.end().code, Some(1), "`read` finds the end of its input");
     let outcome = waiting.end();
     assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"had\n"[..]), "{outcome:?}");
+}
+
+#[test]
+fn semaphores_and_read_write_locks_are_shown_beside_locks() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ttl = Duration::from_secs(1_000);
+    let _held = runtime.block_on(async {
+        let locks = Locks::new(commonhold::open(&store).await.unwrap()).unwrap();
+        (
+            locks.semaphore("exports", 3).unwrap().try_acquire(2, ttl).await.unwrap().unwrap(),
+            locks.rw_lock("catalogue").unwrap().read(ttl, ttl).await.unwrap().unwrap(),
+            locks.rw_lock("prices").unwrap().write(ttl, ttl).await.unwrap().unwrap(),
+            locks.try_acquire("job", ttl).await.unwrap().unwrap(),
+        )
+    });
+    let table = sandbox.ok(&["--store", &store, "lock"]);
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let held: Vec<_> = rows.iter().map(|row| (row[0], row[1], row[3])).collect();
+    assert_eq!(
+        held,
+        [
+            ("KIND", "NAME", "PERMITS"),
+            ("lock", "job", "1"),
+            ("semaphore", "exports", "2"),
+            ("rwlock", "catalogue", "1"),
+            ("rwlock", "prices", "all"),
+        ],
+        "{table}"
+    );
+    let shown = sandbox.json(&["--store", &store, "lock"]);
+    assert_eq!((&shown[1]["kind"], &shown[1]["holders"][0]["weight"]), (&"semaphore".into(), &2.into()));
 }
 
 #[test]

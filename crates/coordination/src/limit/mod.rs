@@ -8,7 +8,8 @@
 //!
 //! What is limited is a [`TokenBucket`] (a rate with bursts; also [GCRA](TokenBucket::gcra), which is the same) or a
 //! [`SlidingWindow`] (so many in any window). Both count in integers and lose no fraction, however often they are
-//! asked. To limit the number of calls that are in progress at a time, take a semaphore instead.
+//! asked. To limit the number of calls that are in progress at a time, take a [semaphore](crate::Locks::semaphore)
+//! instead; within one process, that of `tokio`.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
