@@ -3,11 +3,39 @@
 -- microseconds. The arguments:
 --   claim owner ttl label weight capacity patience tokens milliseconds_kept
 --   renew owner ttl label floor
---   release owner capacity last_granted last_used key_len
+--   release owner capacity last_granted last_used key_len state_after_claim
 --   show -
 local command, owner = ARGV[1], ARGV[2]
 local REMEMBERED = 86400000000
 local LIMIT = '4503599627370496'
+
+local state = redis.call('GET', KEYS[1])
+
+-- First what most calls meet: who held alone gives back, or nobody holds. Decided by digits: to make numbers of digits, and
+-- digits of numbers, takes longer than all the rest, and even a function that is not called takes its time.
+if command == 'release' and state == ARGV[7] and state ~= '' then
+  -- REMEMBERED, in digits already.
+  redis.call('SET', KEYS[1], ARGV[5], 'PX', '86400000')
+  return '1'
+end
+
+local time = redis.call('TIME')
+local digits = time[1] .. string.sub('00000' .. time[2], -6)
+local plain = #digits == #LIMIT and digits < LIMIT
+if command == 'claim' and plain
+  and (not state or #state == #digits and state < digits and not string.find(state, '%D'))
+  and (ARGV[5] == ARGV[6] or tonumber(ARGV[5]) < tonumber(ARGV[6]))
+then
+  local last, micros = digits, time[2] + ARGV[8] - 1
+  if micros >= 1000000 then
+    last = string.format('%.0f', time[1] * 1000000 + micros)
+  elseif ARGV[8] ~= '1' then
+    last = time[1] .. string.sub('00000' .. micros, -6)
+  end
+  local value = last .. ' H ' .. owner .. ' ' .. ARGV[5] .. ' ' .. digits .. ' ' .. ARGV[3] .. ' ' .. digits .. ' ' .. ARGV[4]
+  redis.call('SET', KEYS[1], value, 'PX', ARGV[9])
+  return 'granted ' .. digits
+end
 
 -- Those in other processes learn what a release grants them by a message: its name lies beside the key, as that of a key
 -- would. The reply ends with "told" then: the caller need not tell them.
@@ -20,11 +48,8 @@ local function tell(granted, token)
   end
 end
 
-local state = redis.call('GET', KEYS[1])
-local time, now
-
--- First what most calls meet: nobody holds, or one who holds all there is. Decided by digits, and without a look at those
--- who wait behind the first: to make numbers of digits, and digits of numbers, takes longer than all the rest.
+-- Then one who holds all there is, without a look at those who wait behind the first.
+local now = time[1] * 1000000 + time[2]
 do
   local function less(a, b)
     return #a == #b and a < b
@@ -44,25 +69,10 @@ do
   local releases = command == 'release' and last and holder == owner
   if releases and last == ARGV[4] then last = ARGV[5] end
   if releases and rest > #state then
-    -- REMEMBERED, in digits already.
     redis.call('SET', KEYS[1], last, 'PX', '86400000')
     return '1'
   end
 
-  time = redis.call('TIME')
-  local digits = time[1] .. string.sub('00000' .. time[2], -6)
-  local plain = less(digits, LIMIT)
-  if command == 'claim' and plain and (not state or less(state, digits) and not string.find(state, '%D'))
-    and tonumber(ARGV[5]) <= tonumber(ARGV[6])
-  then
-    local last = digits
-    if ARGV[8] ~= '1' then last = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[8] - 1) end
-    local value = last .. ' H ' .. owner .. ' ' .. ARGV[5] .. ' ' .. digits .. ' ' .. ARGV[3] .. ' ' .. digits .. ' ' .. ARGV[4]
-    redis.call('SET', KEYS[1], value, 'PX', ARGV[9])
-    return 'granted ' .. digits
-  end
-
-  now = time[1] * 1000000 + time[2]
   local function goes_on(ttl, since)
     return tonumber(since) <= now and since + ttl > now
   end

@@ -143,7 +143,7 @@ impl Leases {
         let granted = |token, beginning| {
             begun.nothing_is_left();
             let tokens = token + 1..token + wanted.tokens;
-            Ok(Some((Held::new(Arc::clone(self), wanted, owner.clone(), tokens, beginning), token)))
+            Ok(Some((Held::new(Arc::clone(self), wanted, claim.clone(), tokens, beginning), token)))
         };
         let mut failures = 0;
         loop {
@@ -220,15 +220,7 @@ impl Leases {
     }
 
     /// Gives back what this owner holds, and says whether it held something. Those to whom it is granted are told.
-    pub(crate) async fn release(
-        &self,
-        key: &Key,
-        owner: &Arc<str>,
-        capacity: i64,
-        tokens: (i64, i64),
-    ) -> Result<Given> {
-        let (owner, key_len) = (Arc::clone(owner), key.as_bytes().len());
-        let release = Release { owner, capacity, tokens, key_len };
+    pub(super) async fn release(&self, key: &Key, release: Release) -> Result<Given> {
         let (mut failures, mut lost) = (0, false);
         loop {
             let released = self.store.transact(key, release.clone()).await;
@@ -252,11 +244,11 @@ impl Leases {
     }
 
     /// Gives back in the background. It expires if that fails.
-    pub(crate) fn abandon(self: &Arc<Self>, key: Key, owner: Arc<str>, capacity: i64, tokens: (i64, i64)) {
+    pub(super) fn abandon(self: &Arc<Self>, key: Key, release: Release) {
         let Some(runtime) = Handle::try_current().ok().or_else(|| self.runtime().clone()) else { return };
         let leases = Arc::clone(self);
         let release = async move {
-            if let Err(error) = leases.release(&key, &owner, capacity, tokens).await {
+            if let Err(error) = leases.release(&key, release).await {
                 tracing::debug!(%key, %error, "not given back: it will expire");
             }
         };
@@ -308,7 +300,9 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if !self.settled.load(Ordering::Relaxed) {
             let Wanted { key, capacity, .. } = self.wanted.clone();
-            self.leases.abandon(key, self.owner.clone(), capacity, (0, 0));
+            let (owner, key_len) = (self.owner.clone(), key.as_bytes().len());
+            let release = Release { owner, capacity, tokens: (0, 0), key_len, untouched: String::new() };
+            self.leases.abandon(key, release);
         }
     }
 }

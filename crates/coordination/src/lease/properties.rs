@@ -7,7 +7,7 @@ use commonhold_core::{Timestamp, Transition};
 use proptest::prelude::*;
 
 use super::{
-    state::State,
+    state::{Holder, State},
     transition::{Claim, Claimed, Release, Released, Renew, Show},
 };
 use crate::twin::Twin;
@@ -25,7 +25,7 @@ fn claim(owner: &str, ttl: i64) -> Claim {
 }
 
 fn release(owner: &str, capacity: i64, tokens: (i64, i64)) -> Release {
-    Release { owner: owner.into(), capacity, tokens, key_len: 1 }
+    Release { owner: owner.into(), capacity, tokens, key_len: 1, untouched: String::new() }
 }
 
 /// A store of one key.
@@ -235,8 +235,14 @@ impl Command {
             Self::Release(owner, unused) => {
                 let state = state.map(|state| State::parse(state).unwrap()).unwrap_or_default();
                 let holder = state.holders.into_iter().find(|holder| *holder.owner == *owner);
-                let granted = holder.map_or(0, |holder| holder.token + TOKENS - 1);
-                Box::new(release(&owner, 3, (granted, granted - i64::from(unused))))
+                let granted = holder.as_ref().map_or(0, |holder| holder.token + TOKENS - 1);
+                let mut release = release(&owner, 3, (granted, granted - i64::from(unused)));
+                if let Some(Holder { weight, token, term, label, .. }) = holder {
+                    let label = label.into();
+                    let claimed = Claim { label, weight, tokens: TOKENS, ..claim(&owner, term.ttl) };
+                    release.untouched = claimed.untouched(token);
+                }
+                Box::new(release)
             }
         }
     }

@@ -71,6 +71,9 @@ pub(crate) struct Release {
     pub(crate) tokens: (i64, i64),
     /// How many bytes the key has.
     pub(crate) key_len: usize,
+    /// The state as the claim left it, if that was granted at once and nothing was done since: the script need not read it
+    /// then. Empty if something was.
+    pub(crate) untouched: String,
 }
 
 /// Changes nothing; replies the time in microseconds and what is left of the state.
@@ -138,6 +141,14 @@ impl Transition for Claim {
         let Self { owner, label, weight, capacity, ttl, patience, tokens } = self;
         let kept = (ttl + REMEMBERED).unsigned_abs().div_ceil(1_000);
         call(&[&"claim", owner, ttl, label, weight, capacity, patience, tokens, &kept])
+    }
+}
+
+impl Claim {
+    /// The state after it was granted this token at once, to one who holds alone.
+    pub(crate) fn untouched(&self, token: i64) -> String {
+        let Self { owner, label, weight, ttl, tokens, .. } = self;
+        format!("{} H {owner} {weight} {token} {ttl} {token} {label}", token + tokens - 1)
     }
 }
 
@@ -217,7 +228,7 @@ impl Transition for Release {
 
     fn script(&self) -> Option<ScriptCall> {
         let (granted, used) = self.tokens;
-        call(&[&"release", &self.owner, &self.capacity, &granted, &used, &self.key_len])
+        call(&[&"release", &self.owner, &self.capacity, &granted, &used, &self.key_len, &self.untouched])
     }
 }
 
