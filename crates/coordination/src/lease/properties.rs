@@ -98,6 +98,14 @@ fn who_comes_for_what_there_is_room_for_behind_all_in_line_need_not_wait_for_the
 }
 
 #[test]
+fn what_a_claim_leaves_behind_is_what_its_release_says_it_left() {
+    let mut lock = One::default();
+    let claim = Claim { tokens: 256, patience: SECOND, ..claim("a", 7 * SECOND) };
+    let Claimed::Granted(token) = lock.claim(&claim, START) else { panic!() };
+    assert_eq!(lock.0.as_deref(), Some(claim.untouched(token).as_bytes()));
+}
+
+#[test]
 fn tokens_that_nobody_got_are_given_again() {
     let mut lock = One::default();
     let Claimed::Granted(first) = lock.claim(&Claim { tokens: 256, ..claim("a", SECOND) }, START) else {

@@ -10,7 +10,9 @@ local function parse(state)
     return false
   end
   if of ~= unit then
-    level = math.min(math.floor(level / of), burst) * unit
+    local whole = math.floor(level / of)
+    local part = math.max(math.floor((level - whole * of) / of * unit) - 1, 0)
+    level = whole >= burst and capacity or whole * unit + part
   end
   return true
 end
@@ -75,7 +77,7 @@ end
 
 -- Takes back so many of an instance that keeps so many. Returns how many there are to lend.
 local function settle(keep, back)
-  level = math.min(level + back * unit, math.max(room() - keep, 0) * unit)
+  level = math.min(level + math.min(back, burst) * unit, math.max(room() - keep, 0) * unit)
   return math.floor(level / unit)
 end
 

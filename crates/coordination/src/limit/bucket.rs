@@ -47,9 +47,7 @@ impl Bucket {
             return Err(corrupt(NAME));
         }
         let leases = Leases::read(NAME, fields)?;
-        // Whole permits survive a change of the rate.
-        let level =
-            if unit == limit.unit() { level } else { (level / unit).min(limit.burst()) * limit.unit() };
+        let level = if unit == limit.unit() { level } else { converted(level, unit, limit) };
         Ok(Self { level, at, leases })
     }
 
@@ -87,7 +85,7 @@ impl Bucket {
     /// Takes back so many permits of an instance that keeps so many. Returns how many there are now.
     pub(super) fn give_back(&mut self, limit: TokenBucket, keep: u64, back: u64) -> u64 {
         let room = self.room(limit).saturating_sub(keep) * limit.unit();
-        self.level = (self.level + back * limit.unit()).min(room);
+        self.level = (self.level + back.min(limit.burst()) * limit.unit()).min(room);
         self.level / limit.unit()
     }
 
@@ -133,6 +131,17 @@ impl Bucket {
         let leased = self.leases.last().saturating_sub(now.max(self.at));
         (leased + self.wait(limit, limit.capacity(), now)).min(MAX)
     }
+}
+
+/// A level of units of another size. Whole permits survive a change of the rate, and of a part of one as much as doubles
+/// are certain of: those of a script are the same. Were it lost, instances of two rates that ask often would get nothing.
+fn converted(level: u64, of: u64, limit: TokenBucket) -> u64 {
+    let (whole, part) = (level / of, level % of);
+    if whole >= limit.burst() {
+        return limit.capacity();
+    }
+    let part = (part as f64 / of as f64 * limit.unit() as f64).floor() as u64;
+    whole * limit.unit() + part.saturating_sub(1)
 }
 
 /// A level after so many microseconds.

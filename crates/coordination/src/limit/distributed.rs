@@ -122,7 +122,7 @@ impl DistributedLimiter {
         peek(&self.store, &self.key, self.limit).await
     }
 
-    /// Forgets what was taken, for all instances.
+    /// Forgets what was taken, for all instances. What they hold on lease they may spend still.
     ///
     /// # Errors
     /// Whatever keeps the store from answering.

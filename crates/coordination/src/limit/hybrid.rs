@@ -40,18 +40,19 @@ use super::{
 ///   for about what it needs for a quarter of a lease, and gives back what it does not, after a third of a lease at
 ///   the latest. Refill of a bucket stops while it and what is leased are full together, so give a burst of at least
 ///   `rate * lease` for throughput near the rate. In a window what was spent counts from when the store hears of it, up to
-///   a third of a lease later: let a lease be a tenth of the window or less.
+///   a third of a lease later, or when the lease of an instance that is gone ends: let it be a tenth of the window or less.
 /// - A call may be refused here while another instance, or the bucket, still has permits. A request is given at most
 ///   one share of what is there, with one for each instance that wants some and one for whoever comes next: of a full
 ///   bucket a single instance gets half, then half of the rest, and so on. Over some leases instances with enough
 ///   demand get about the same, not call by call: in the tests four that each want all the rate get between 20 % and
 ///   35 % of it.
 /// - Where there are no more permits than a call needs, the store is not asked again for as long as they need to flow,
-///   at least for a twentieth of a lease or a quarter of the time in which the bucket fills, whichever is less, and up
+///   at least for a twentieth of a lease or a quarter of the time in which the bucket fills or the window passes, and up
 ///   to twice that; but after a third of a lease it is, for others may have given some back.
 ///
 /// The state is that of a [`DistributedLimiter`](super::DistributedLimiter) of this name and limit: instances of both
-/// forms share one budget. Up to 1,000 instances can hold leases at a time.
+/// forms share one budget. Up to 1,000 instances can hold leases at a time; as each renewal reads them all, about a hundred
+/// of one name are practical with leases of a second.
 ///
 /// If the store's clock steps forward past leases, what they hold counts as spent too early: up to one burst, or what a
 /// window has, more is let through, once.

@@ -43,7 +43,7 @@ end
 
 lend(grant)
 held = keep + grant
-local expires = at + length
+local expires = math.min(at + length, LIMIT - 1)
 local reply = answer(held, expires)
 if held > 0 or want > 0 then
   leases[#leases + 1] = {id = id, seq = seq, held = held, want = want, expires = expires}

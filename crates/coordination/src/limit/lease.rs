@@ -5,6 +5,7 @@ use commonhold_core::{Error, ErrorKind, Result, ScriptCall, Step, Timestamp, Tra
 use super::{
     Limit,
     budget::Budget,
+    config::MAX,
     leases::{Lease, MAX_LEASES},
     state::now_micros,
 };
@@ -97,7 +98,7 @@ impl Transition for Renew {
         let grant = self.grant(available, keep, budget.leases().wanting());
         budget.lend(grant);
         let held = keep + grant;
-        let expires = budget.at(now) + self.length;
+        let expires = (budget.at(now) + self.length).min(MAX - 1);
         let reply = self.answer(&budget, held, expires, now);
         if held > 0 || self.want > 0 {
             let Self { id, seq, want, .. } = *self;

@@ -364,6 +364,24 @@ fn what_is_leased_of_a_greater_limit_stays_leased_when_instances_of_a_smaller_on
     }
 }
 
+#[test]
+fn instances_of_two_limits_that_both_ask_all_the_time_both_get_some() {
+    let bucket = |rate| Limit::from(TokenBucket::new(Rate::per_second(rate).unwrap(), 10).unwrap());
+    let window = |time| Limit::from(SlidingWindow::new(10, Duration::from_millis(time)).unwrap());
+    for [one, other] in [[bucket(10), bucket(7)], [window(1_000), window(20_000)]] {
+        let mut world = World::new(one);
+        let mut instances = [(one, 0), (other, 1)].map(|(limit, id)| Instance::new(limit, id, 1_000, id));
+        for _ in 0..60 * 100 {
+            for instance in &mut instances {
+                world.call(instance, 1, true, true, 0);
+            }
+            world.now += 10_000;
+        }
+        // The one with less could have 30 in a minute and the other 420.
+        assert!(world.grants.len() >= 30, "{one:?}: {:?}", world.grants);
+    }
+}
+
 /// Four instances with this demand each (permits in a call, calls a second), for so many leases: what each got.
 fn shares(limit: impl Into<Limit>, leases: u64, demands: [(u64, u64); 4]) -> [u64; 4] {
     let limit = limit.into();

@@ -33,11 +33,18 @@ local function parse(state)
     local begun = of * last
     local ended = begun + of - 1
     moved = of > slice and now < ended
-    last = math.floor((moved and math.max(now, begun) or ended) / slice)
-    for index = 2, TOUCHED do
-      read[index] = 0
+    local latest, cut = moved and math.max(now, begun) or ended, {}
+    for index = 1, TOUCHED do
+      cut[index] = 0
     end
-    read[1] = all
+    for ago = 0, math.min(TOUCHED - 1, last) do
+      local taken_at = ago == 0 and latest or (last - ago + 1) * of - 1
+      local index = math.floor(latest / slice) - math.floor(taken_at / slice) + 1
+      if index <= TOUCHED then
+        cut[index] = cut[index] + read[ago + 1]
+      end
+    end
+    last, read = math.floor(latest / slice), cut
   end
   local passed = math.min(math.max(newest - last, 0), TOUCHED)
   for index = passed + 1, TOUCHED do

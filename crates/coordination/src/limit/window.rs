@@ -64,17 +64,25 @@ impl Window {
         }
         let leases = Leases::read(NAME, fields)?;
         let mut window = Self { newest, counts, leases, moved: false };
-        let all = window.taken();
-        if all + window.leases.held() >= MAX {
+        if window.taken() + window.leases.held() >= MAX {
             return Err(corrupt(NAME));
         }
         if slice != limit.slice_micros() {
-            // Slices of another length cannot be told apart: all of it counts as taken as late as it can have been.
+            // What was taken in a slice of another length counts as taken as late as it can have been: at its end, or, if
+            // that has not come yet, now.
             let last = begun + slice - 1;
             let moved = slice > limit.slice_micros() && now < last;
-            let empty = Self::empty(limit, if moved { now.max(begun) } else { last });
-            window = Self { moved, leases: window.leases, ..empty };
-            window.add(all);
+            let latest = if moved { now.max(begun) } else { last };
+            let mut cut = Self { moved, leases: window.leases, ..Self::empty(limit, latest) };
+            for (ago, taken) in (0..).zip(window.counts) {
+                let Some(number) = newest.checked_sub(ago) else { break };
+                let at = if ago == 0 { latest } else { (number + 1) * slice - 1 };
+                let index = usize::try_from(cut.newest - at / limit.slice_micros()).unwrap_or(TOUCHED);
+                if let Some(count) = cut.counts.get_mut(index) {
+                    *count += taken;
+                }
+            }
+            window = cut;
         }
         Ok(window)
     }
