@@ -237,7 +237,7 @@ pub(crate) fn print(context: &mut Context, all: &[Shown]) -> Result<()> {
         }
         return Ok(());
     }
-    let headings = ["KIND", "NAME", "HOLDER", "PERMITS", "FENCE", "TTL", "LEFT", "WAITING"];
+    let headings = ["NAME", "KIND", "HOLDER", "PERMITS", "FENCE", "TTL", "LEFT", "WAITING"];
     let texts = [Align::Left; 3].into_iter().chain([Align::Right; 5]);
     let mut columns = Columns::new(headings.into_iter().zip(texts));
     let mut rows: Vec<[String; 8]> = Vec::new();
@@ -250,8 +250,8 @@ pub(crate) fn print(context: &mut Context, all: &[Shown]) -> Result<()> {
                 weight => weight.to_string(),
             };
             rows.push([
-                kind.clone(),
                 name.clone(),
+                kind.clone(),
                 bytes::escape(&holder.label).into_owned(),
                 permits,
                 holder.token.to_string(),
@@ -263,7 +263,7 @@ pub(crate) fn print(context: &mut Context, all: &[Shown]) -> Result<()> {
         if holders.is_empty() {
             let dash = || "-".to_owned();
             let last = last_token.to_string();
-            rows.push([kind, name, dash(), dash(), last, dash(), dash(), waiting.to_string()]);
+            rows.push([name, kind, dash(), dash(), last, dash(), dash(), waiting.to_string()]);
         }
     }
     rows.iter().for_each(|row| columns.measure(row));
@@ -272,7 +272,7 @@ pub(crate) fn print(context: &mut Context, all: &[Shown]) -> Result<()> {
         let [.., holder, _, _, _, _, _] = row;
         let plain = Style::new();
         let style = if holder == "-" { FAINT } else { GOOD };
-        let styles = [FAINT, plain, style, plain, plain, FAINT, plain, plain];
+        let styles = [plain, FAINT, style, plain, plain, FAINT, plain, plain];
         let cells: Vec<_> = row.iter().map(String::as_str).zip(styles).collect();
         columns.print(&mut context.out, &cells)?;
     }

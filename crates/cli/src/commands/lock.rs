@@ -122,7 +122,15 @@ pub(super) async fn all(
 ) -> Result<Vec<Shown>> {
     let mut all = Vec::new();
     for name in names(store, prefix).await? {
-        let holders = show(&name).await?;
+        let holders = match show(&name).await {
+            Ok(holders) => holders,
+            // Something of somebody else's may lie under such a key.
+            Err(failure) if !failure.is_unavailable() => {
+                note(failure.to_string());
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
         if !holders.holders.is_empty() || holders.waiting > 0 {
             all.push(Shown { kind, name, holders });
         }

@@ -84,9 +84,10 @@ fn semaphores_and_read_write_locks_are_shown_beside_locks() {
             locks.try_acquire("job", ttl).await.unwrap().unwrap(),
         )
     });
+    sandbox.ok(&["--store", &store, "put", "semaphore:of somebody else", "red"]);
     let table = sandbox.ok(&["--store", &store, "lock"]);
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    let held: Vec<_> = rows.iter().map(|row| (row[0], row[1], row[3])).collect();
+    let held: Vec<_> = rows.iter().map(|row| (row[1], row[0], row[3])).collect();
     assert_eq!(
         held,
         [
