@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use commonhold_core::{
     Error, ErrorKind, Expiry, Key, Maintenance, ManualClock, Prefix, PutOptions, Scan, StateBackend,
@@ -19,7 +25,15 @@ fn key(bytes: impl AsRef<[u8]>) -> Key {
 
 /// Does something with the database as anybody would who uses sled.
 fn plainly<T>(path: &Path, act: impl FnOnce(&sled::Db) -> T) -> T {
-    let db = sled::open(path).unwrap();
+    let begun = Instant::now();
+    // Threads of its own may hold it for a moment after it was dropped.
+    let db = loop {
+        match sled::open(path) {
+            Ok(db) => break db,
+            Err(error) => assert!(begun.elapsed() < MINUTE, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
     let done = act(&db);
     db.flush().unwrap();
     done
