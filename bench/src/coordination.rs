@@ -17,7 +17,7 @@ use commonhold::{
     url::StoreUrl,
 };
 use commonhold_testkit::servers::{
-    Postgres,
+    Postgres, Redis,
     shared::{postgres_url, redis_url},
     unique,
 };
@@ -26,6 +26,7 @@ use redis::{
     AsyncCommands as _, IntoConnectionInfo as _, RedisResult, Script, aio::MultiplexedConnection,
     io::tcp::TcpSettings,
 };
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Runtime;
 use tokio_postgres::NoTls;
 
@@ -39,12 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const WAITERS: u64 = 16;
 
 pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
-    let store = runtime.block_on(open())?;
-    let raw = runtime.block_on(connect()).map_err(raw_error)?;
     println!("\n### Counters: one that all increment, each told its value\n\n{}", Comparison::HEADING);
-    for tasks in [1, 64, 1024] {
-        println!("{}", redis_counter(runtime, pairs, tasks, &store, &raw)?);
-    }
+    redis_counters(runtime, pairs, redis_url())?;
     for tasks in [1, 64] {
         println!("{}", postgres_counter(runtime, pairs, tasks, "without sync", postgres_url())?);
     }
@@ -54,21 +51,57 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
         println!("{}", postgres_counter(runtime, pairs, tasks, "with sync", &syncs.url())?);
     }
     println!("\n### Locks over Redis\n\n{}", Comparison::HEADING);
-    for tasks in [1, 64] {
-        println!("{}", uncontended(runtime, pairs, tasks, &store, &raw)?);
-    }
-    for apart in [false, true] {
-        contended(runtime, pairs, apart)?;
+    locks(runtime, pairs, redis_url())?;
+    println!("\n### Counters and locks, with client and server on one core\n\n{}", Comparison::HEADING);
+    on_one_core(|runtime, url| {
+        redis_counters(runtime, pairs, url)?;
+        locks(runtime, pairs, url)
+    })
+}
+
+/// Runs something on one core, with a server that is there too: no time passes until the other core wakes up.
+fn on_one_core(run: impl FnOnce(&Runtime, &str) -> commonhold::Result<()>) -> commonhold::Result<()> {
+    let all = sched_getaffinity(None).map_err(raw_error)?;
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap_or_default());
+    sched_setaffinity(None, &one).map_err(raw_error)?;
+    // Processes and threads that are started now are there too.
+    let redis = Redis::start();
+    let outcome = Runtime::new().map_err(raw_error).and_then(|runtime| run(&runtime, &redis.url()));
+    sched_setaffinity(None, &all).map_err(raw_error)?;
+    outcome
+}
+
+fn redis_counters(runtime: &Runtime, pairs: usize, url: &str) -> commonhold::Result<()> {
+    let (store, raw) = runtime.block_on(sides(url))?;
+    for tasks in [1, 64, 1024] {
+        println!("{}", redis_counter(runtime, pairs, tasks, &store, &raw)?);
     }
     runtime.block_on(store.clear("")).map(drop)
 }
 
-async fn open() -> commonhold::Result<Store> {
-    open_at(&unique("bench:")).await
+fn locks(runtime: &Runtime, pairs: usize, url: &str) -> commonhold::Result<()> {
+    let (store, raw) = runtime.block_on(sides(url))?;
+    for tasks in [1, 64] {
+        println!("{}", uncontended(runtime, pairs, tasks, &store, &raw)?);
+    }
+    for apart in [false, true] {
+        contended(runtime, pairs, url, apart)?;
+    }
+    runtime.block_on(store.clear("")).map(drop)
 }
 
-async fn connect() -> RedisResult<MultiplexedConnection> {
-    let info = redis_url().into_connection_info()?;
+async fn sides(url: &str) -> commonhold::Result<(Store, MultiplexedConnection)> {
+    Ok((open(url, &unique("bench:")).await?, connect(url).await.map_err(raw_error)?))
+}
+
+async fn open(url: &str, prefix: &str) -> commonhold::Result<Store> {
+    let config = RedisConfig::from_url(StoreUrl::parse(url)?)?.key_prefix(prefix);
+    Ok(Store::new(RedisBackend::open(config).await?))
+}
+
+async fn connect(url: &str) -> RedisResult<MultiplexedConnection> {
+    let info = url.into_connection_info()?;
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
     redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
@@ -202,9 +235,9 @@ fn uncontended(
 
 /// Tasks that all want one thing: ours by a lock, theirs by a baton in a list that each takes and puts back, over a
 /// connection of its own. `apart`: each task has `Locks` of its own, as if it were a process.
-fn contended(runtime: &Runtime, pairs: usize, apart: bool) -> commonhold::Result<()> {
+fn contended(runtime: &Runtime, pairs: usize, url: &str, apart: bool) -> commonhold::Result<()> {
     let plan = Plan { pairs, operations: if apart { 1 << 12 } else { 1 << 14 }, tasks: WAITERS };
-    let (locks, batons) = runtime.block_on(parties(apart))?;
+    let (locks, batons) = runtime.block_on(parties(url, apart))?;
     let (name, baton) = (unique("hot"), unique("baton"));
     let [longest, their_longest] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     let first = pick(&batons, 0);
@@ -256,18 +289,13 @@ fn pick<T: Clone>(of: &[T], task: u64) -> Option<T> {
     of.get(usize::try_from(task).ok()?).cloned()
 }
 
-async fn parties(apart: bool) -> commonhold::Result<(Vec<Locks>, Vec<MultiplexedConnection>)> {
+async fn parties(url: &str, apart: bool) -> commonhold::Result<(Vec<Locks>, Vec<MultiplexedConnection>)> {
     let (mut locks, mut batons) = (Vec::new(), Vec::new());
     let prefix = unique("bench:");
-    let shared = Locks::new(open_at(&prefix).await?)?;
+    let shared = Locks::new(open(url, &prefix).await?)?;
     for _ in 0..WAITERS {
-        locks.push(if apart { Locks::new(open_at(&prefix).await?)? } else { shared.clone() });
-        batons.push(connect().await.map_err(raw_error)?);
+        locks.push(if apart { Locks::new(open(url, &prefix).await?)? } else { shared.clone() });
+        batons.push(connect(url).await.map_err(raw_error)?);
     }
     Ok((locks, batons))
-}
-
-async fn open_at(prefix: &str) -> commonhold::Result<Store> {
-    let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(prefix);
-    Ok(Store::new(RedisBackend::open(config).await?))
 }

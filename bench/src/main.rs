@@ -50,7 +50,7 @@ enum What {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // As many threads as there are cores that may be used: one under `taskset -c 0`.
+    // As many threads as there are cores that may be used.
     let runtime = tokio::runtime::Runtime::new()?;
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
