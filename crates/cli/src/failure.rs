@@ -60,6 +60,11 @@ impl Failure {
         matches!(self.exit, Exit::Unavailable)
     }
 
+    /// Whether what lies in the store is not what was put there.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self.exit, Exit::Damaged)
+    }
+
     /// Says what to do.
     #[must_use]
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {

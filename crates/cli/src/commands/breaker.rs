@@ -5,7 +5,10 @@ use std::time::Duration;
 use commonhold::coordination::breaker::{DistributedBreaker, OnUnavailable, Settings, State, Status};
 use serde_json::json;
 
-use super::{Context, lock::again_and_again};
+use super::{
+    Context,
+    lock::{self, again_and_again},
+};
 use crate::{
     bytes,
     failure::{Failure, Result},
@@ -69,15 +72,12 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     match args.command {
         Command::Show { name, watch } => {
             again_and_again(context, watch, async |context| {
-                let names = match &name {
-                    Some(name) => vec![name.clone()],
-                    None => super::lock::names(&store, PREFIX).await?,
+                let show = async |name: &str| Ok(breaker(name)?.show().await?);
+                let all = match &name {
+                    Some(name) => vec![(name.clone(), show(name).await?)],
+                    None => lock::all(&store, PREFIX, show).await?,
                 };
-                for name in names {
-                    let status = breaker(&name)?.show().await?;
-                    print(context, &name, &status)?;
-                }
-                Ok(())
+                all.iter().try_for_each(|(name, status)| print(context, name, status))
             })
             .await
         }

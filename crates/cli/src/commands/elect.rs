@@ -56,7 +56,7 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             let show = async |name: &str| Ok(Election::new(store.clone(), name)?.show().await?);
             let list = async || match name {
                 Some(name) => Ok(vec![Shown { kind: KIND, name: name.clone(), holders: show(name).await? }]),
-                None => lock::all(&store, KIND, Election::KEY_PREFIX, show).await,
+                None => lock::held(&store, KIND, Election::KEY_PREFIX, show).await,
             };
             lock::show(context, args.watch, list).await
         }

@@ -72,10 +72,10 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
                     // How many permits there are is not in the store.
                     let semaphore = async |name: &str| Ok(locks.semaphore(name, 1)?.show().await?);
                     let rw_lock = async |name: &str| Ok(locks.rw_lock(name)?.show().await?);
-                    let mut held = all(&store, "lock", Locks::KEY_PREFIX, lock).await?;
-                    held.extend(all(&store, "semaphore", Semaphore::KEY_PREFIX, semaphore).await?);
-                    held.extend(all(&store, hold::RWLOCK, RwLock::KEY_PREFIX, rw_lock).await?);
-                    Ok(held)
+                    let mut all = held(&store, "lock", Locks::KEY_PREFIX, lock).await?;
+                    all.extend(held(&store, "semaphore", Semaphore::KEY_PREFIX, semaphore).await?);
+                    all.extend(held(&store, hold::RWLOCK, RwLock::KEY_PREFIX, rw_lock).await?);
+                    Ok(all)
                 }
             };
             show(context, args.watch, list).await
@@ -114,35 +114,40 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
 }
 
 /// All whose keys begin with this and that somebody holds or waits for, by name.
-pub(super) async fn all(
+pub(super) async fn held(
     store: &Store,
     kind: &'static str,
     prefix: &str,
     show: impl AsyncFn(&str) -> Result<Holders>,
 ) -> Result<Vec<Shown>> {
+    let all = all(store, prefix, show).await?.into_iter();
+    let held = all.filter(|(_, holders)| !holders.holders.is_empty() || holders.waiting > 0);
+    Ok(held.map(|(name, holders)| Shown { kind, name, holders }).collect())
+}
+
+/// What there is to show of all whose keys begin with this, by name.
+pub(super) async fn all<T>(
+    store: &Store,
+    prefix: &str,
+    show: impl AsyncFn(&str) -> Result<T>,
+) -> Result<Vec<(String, T)>> {
     let mut all = Vec::new();
     for name in names(store, prefix).await? {
-        let holders = match show(&name).await {
-            Ok(holders) => holders,
+        match show(&name).await {
+            Ok(shown) => all.push((name, shown)),
             // Something of somebody else's may lie under such a key.
-            Err(failure) if !failure.is_unavailable() => {
-                note(failure.to_string());
-                continue;
-            }
+            Err(failure) if failure.is_damage() => note(failure.to_string()),
             Err(failure) => return Err(failure),
-        };
-        if !holders.holders.is_empty() || holders.waiting > 0 {
-            all.push(Shown { kind, name, holders });
         }
     }
     Ok(all)
 }
 
 /// The names of those whose keys begin with this, in order.
-pub(super) async fn names(store: &Store, prefix: &str) -> Result<Vec<String>> {
+async fn names(store: &Store, prefix: &str) -> Result<Vec<String>> {
     let name = async |(key, _): (commonhold::Key, _)| {
         let name = std::str::from_utf8(key.as_bytes()).ok().and_then(|key| key.strip_prefix(prefix));
-        Ok(name.map(str::to_owned))
+        Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
     };
     let scan = Scan::prefix(Prefix::new(prefix)?).keys_only();
     let mut names: Vec<String> = store.scan(scan).try_filter_map(name).try_collect().await?;

@@ -84,7 +84,9 @@ fn semaphores_and_read_write_locks_are_shown_beside_locks() {
             locks.try_acquire("job", ttl).await.unwrap().unwrap(),
         )
     });
-    sandbox.ok(&["--store", &store, "put", "semaphore:of somebody else", "red"]);
+    for of_somebody_else in ["semaphore:light", "semaphore:"] {
+        sandbox.ok(&["--store", &store, "put", of_somebody_else, "red"]);
+    }
     let table = sandbox.ok(&["--store", &store, "lock"]);
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     let held: Vec<_> = rows.iter().map(|row| (row[1], row[0], row[3])).collect();
@@ -269,6 +271,7 @@ fn breakers_are_set_by_hand_and_counters_count_once_for_each_id() {
     let state = ok(&["get", "breaker:other"]);
     let number = |field| state.split(' ').nth(field).unwrap().parse::<u64>().unwrap();
     assert_eq!(number(2) - number(0), 24 * 60 * 60 * 1_000_000);
+    ok(&["put", "breaker:of somebody else", "red"]);
     assert_eq!(ok(&["breaker", "show"]), "b: closed\nother: open, opened 1 time since it was closed\n");
     ok(&["breaker", "reset", "other"]);
     assert_eq!(ok(&["breaker", "show", "other"]), "other: closed\n");

@@ -16,7 +16,7 @@ use super::{
     leases::{Given, Leases, Wanted},
     meter::{self, Counted},
     schedule::Scheduled,
-    transition::{Claim, Release, Renew, micros_of},
+    transition::{Release, Renew, micros_of},
 };
 
 /// What a lease is said to be short of its time to live: how much faster the store's clock may run, one in this many, ..
@@ -31,8 +31,8 @@ pub(crate) struct Held {
     scheduled: Scheduled,
     /// Those that nobody has had; more than the first.
     tokens: Range<i64>,
-    /// What was granted at once.
-    claimed: Option<Claim>,
+    /// The state as its claim left it, or empty.
+    untouched: String,
     given_back: bool,
     _counted: Counted,
 }
@@ -42,8 +42,6 @@ pub(crate) struct Held {
 pub(crate) struct Beginning {
     deadline: Instant,
     renewal: Instant,
-    /// Not to a place in the line.
-    at_once: bool,
 }
 
 /// What was granted to a place in the line lasts as long as that; soon it is renewed for its own time, unless it is given
@@ -53,14 +51,13 @@ const SOON: Duration = Duration::from_millis(20);
 impl Beginning {
     /// Of one that was granted to a request which was sent at this time.
     pub(crate) fn claimed(sent: Instant, ttl: Duration, clock_error: Duration) -> Self {
-        let deadline = deadline(sent, ttl, clock_error);
-        Self { deadline, renewal: sent + ttl / 3, at_once: true }
+        Self { deadline: deadline(sent, ttl, clock_error), renewal: sent + ttl / 3 }
     }
 
     /// Of one that was granted to a place in the line, to one who asked for that at this time.
     pub(crate) fn granted(sent: Instant, patience: Duration, clock_error: Duration) -> Self {
         let renewal = Instant::now() + SOON.min(patience / 3);
-        Self { deadline: deadline(sent, patience, clock_error), renewal, at_once: false }
+        Self { deadline: deadline(sent, patience, clock_error), renewal }
     }
 
     /// Whether it lasts for this long from now.
@@ -103,12 +100,12 @@ impl Held {
     pub(crate) fn new(
         leases: Arc<Leases>,
         wanted: &Wanted,
-        claim: Claim,
+        owner: Arc<str>,
         tokens: Range<i64>,
+        untouched: String,
         beginning: Beginning,
     ) -> Self {
         let Wanted { key, capacity, ttl, label, .. } = wanted.clone();
-        let owner = Arc::clone(&claim.owner);
         let counted = Counted::new(&key);
         let term = Term { ttl, deadline: beginning.deadline, label, floor: 0 };
         let lost = CancellationToken::new();
@@ -124,8 +121,7 @@ impl Held {
             lost,
         });
         let scheduled = shared.leases.schedule().add(beginning.renewal, Arc::clone(&shared));
-        let claimed = beginning.at_once.then_some(claim);
-        Self { shared, scheduled, tokens, claimed, given_back: false, _counted: counted }
+        Self { shared, scheduled, tokens, untouched, given_back: false, _counted: counted }
     }
 
     /// A token that nobody has had, greater than those before.
@@ -137,20 +133,14 @@ impl Held {
         !self.tokens.is_empty()
     }
 
-    fn to_give_back(&self) -> Release {
+    fn take_release(&mut self) -> Release {
         let Shared { key, owner, capacity, .. } = &*self.shared;
-        let untouched = match &self.claimed {
-            Some(claim) if matches!(*self.shared.renewal(), Renewal::ToCome) => {
-                claim.untouched(self.tokens.end - claim.tokens)
-            }
-            _ => String::new(),
-        };
         Release {
             owner: Arc::clone(owner),
             capacity: *capacity,
             tokens: (self.tokens.end - 1, self.tokens.start - 1),
             key_len: key.as_bytes().len(),
-            untouched,
+            untouched: std::mem::take(&mut self.untouched),
         }
     }
 
@@ -198,7 +188,7 @@ impl Held {
     ///
     /// A dropped future gives it back in the background.
     pub(crate) async fn release(mut self) -> Result<bool> {
-        let (was_held, release) = (self.is_held(), self.to_give_back());
+        let (was_held, release) = (self.is_held(), self.take_release());
         self.stop();
         let Shared { leases, key, .. } = &*self.shared;
         let given = leases.release(key, release).await?;
@@ -218,7 +208,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if !self.given_back {
-            let release = self.to_give_back();
+            let release = self.take_release();
             self.stop();
             self.shared.leases.abandon(self.shared.key.clone(), release);
         }

@@ -140,10 +140,11 @@ impl Leases {
             tokens: wanted.tokens,
         };
         let place = deadline.map(|_| self.wakeups.wait_for(&owner));
-        let granted = |token, beginning| {
+        let granted = |token, untouched, beginning| {
             begun.nothing_is_left();
             let tokens = token + 1..token + wanted.tokens;
-            Ok(Some((Held::new(Arc::clone(self), wanted, claim.clone(), tokens, beginning), token)))
+            let held = Held::new(Arc::clone(self), wanted, owner.clone(), tokens, untouched, beginning);
+            Ok(Some((held, token)))
         };
         let mut failures = 0;
         loop {
@@ -171,7 +172,7 @@ impl Leases {
             // A place that the store knows of: since when, and the greatest token then.
             let mut known = None;
             let pause = match claimed {
-                Ok(Claimed::Granted(token)) => return granted(token, beginning),
+                Ok(Claimed::Granted(token)) => return granted(token, claim.untouched(token), beginning),
                 Ok(Claimed::Taken { .. }) if deadline.is_none() => {
                     if failures == 0 {
                         begun.nothing_is_left();
@@ -206,7 +207,7 @@ impl Leases {
             let token = known.and_then(|last| place.as_ref()?.granted_after(last));
             let beginning = Beginning::granted(sent, patience, self.clock_error());
             if let Some(token) = token.filter(|_| beginning.lasts_for(patience / 4)) {
-                return granted(token, beginning);
+                return granted(token, String::new(), beginning);
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(None);

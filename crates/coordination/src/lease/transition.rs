@@ -71,8 +71,7 @@ pub(crate) struct Release {
     pub(crate) tokens: (i64, i64),
     /// How many bytes the key has.
     pub(crate) key_len: usize,
-    /// The state as the claim left it, if that was granted at once and nothing was done since: the script need not read it
-    /// then. Empty if something was.
+    /// The state as a claim that was granted at once has left it, or empty: what is still this the script need not read.
     pub(crate) untouched: String,
 }
 

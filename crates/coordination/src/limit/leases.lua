@@ -22,9 +22,8 @@ end
 
 local function add_leases(words)
   for _, lease in ipairs(leases) do
-    for _, field in ipairs({'id', 'seq', 'held', 'want', 'expires'}) do
-      words[#words + 1] = text(lease[field])
-    end
+    words[#words + 1] = string.format('%.0f %.0f %.0f %.0f %.0f',
+      lease.id, lease.seq, lease.held, lease.want, lease.expires)
   end
 end
 
