@@ -1,5 +1,6 @@
 //! Rate limiters: the local one against `governor`, the distributed one against the script that applications write
-//! themselves on the raw client, and the hybrid one against the distributed one.
+//! themselves on the raw client, and the hybrid one against the distributed one. The same of concurrency limiters, where the
+//! local one has the semaphore of `tokio` beside it.
 
 use std::{
     hint::black_box,
@@ -11,8 +12,8 @@ use std::{
 use commonhold::{
     Store,
     coordination::limit::{
-        DistributedLimiter, HybridLimiter, Limit, LocalLimiter, OnUnavailable, Rate, SlidingWindow,
-        TokenBucket,
+        ConcurrencyLimiter, DistributedLimiter, HybridLimiter, Limit, LocalLimiter, OnUnavailable, Rate,
+        SlidingWindow, TokenBucket,
     },
     redis::{RedisBackend, RedisConfig},
     url::StoreUrl,
@@ -20,7 +21,7 @@ use commonhold::{
 use commonhold_testkit::servers::{shared::redis_url, unique};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use redis::{IntoConnectionInfo as _, RedisResult, Script, aio::MultiplexedConnection, io::tcp::TcpSettings};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::Semaphore};
 
 use crate::harness::{Comparison, Plan, breathe, compare, segment, tasks};
 
@@ -57,6 +58,16 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
     }
     for tasks in [1, 64] {
         println!("{}", hybrid(runtime, pairs, tasks, &store)?);
+    }
+    println!("\n### Concurrency limiters: permits taken and returned\n\n{}", Comparison::HEADING);
+    for tasks in [1, 2] {
+        println!("{}", local_permits(runtime, pairs, tasks)?);
+    }
+    for tasks in [1, 64] {
+        println!("{}", distributed_permits(runtime, pairs, tasks, &store, &raw)?);
+    }
+    for tasks in [1, 64] {
+        println!("{}", hybrid_permits(runtime, pairs, tasks, &store)?);
     }
     runtime.block_on(store.clear(""))?;
     println!("\n### What the hybrid form costs in fairness\n\n{SHARES_HEADING}");
@@ -249,3 +260,119 @@ fn hybrid(runtime: &Runtime, pairs: usize, count: u64, store: &Store) -> commonh
         || segment(runtime, plan(few), |_, share| decide(distributed.clone(), share)),
     ))
 }
+
+/// More than all tasks want at a time.
+const PERMITS: u64 = 100;
+
+/// A concurrency limit as tutorials have it: who is in progress, by when it began.
+const ENTER: &str = "
+    local time = redis.call('TIME')
+    local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60)
+    if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+    redis.call('ZADD', KEYS[1], now, ARGV[1])
+    return 1";
+
+fn local_permits(runtime: &Runtime, pairs: usize, count: u64) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: 1 << 20, tasks: count };
+    let ours = ConcurrencyLimiter::local(PERMITS)?;
+    let theirs = Arc::new(Semaphore::new(PERMITS as usize));
+    Ok(compare(
+        format!("local, against the semaphore of `tokio`, {}", tasks(count)),
+        pairs,
+        || {
+            segment(runtime, plan, |_, share| {
+                let limiter = ours.clone();
+                async move {
+                    for _ in 0..share {
+                        drop(black_box(limiter.acquire(1).await.ok()));
+                    }
+                }
+            })
+        },
+        || {
+            segment(runtime, plan, |_, share| {
+                let semaphore = Arc::clone(&theirs);
+                async move {
+                    for _ in 0..share {
+                        drop(black_box(Arc::clone(&semaphore).acquire_owned().await.ok()));
+                    }
+                }
+            })
+        },
+    ))
+}
+
+/// Takes a permit and sees to it that it is back in the store.
+async fn hold(limiter: ConcurrencyLimiter, share: u64) {
+    for _ in 0..share {
+        let permit = limiter.acquire(1).await;
+        assert!(permit.is_ok_and(|permit| !permit.decision().degraded));
+        assert!(limiter.release().await.is_ok());
+    }
+}
+
+fn distributed_permits(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    store: &Store,
+    raw: &MultiplexedConnection,
+) -> commonhold::Result<Comparison> {
+    let plan = Plan { pairs, operations: if count == 1 { 1 << 11 } else { 1 << 14 }, tasks: count };
+    let ours = ConcurrencyLimiter::distributed(store.clone(), "ours", PERMITS, LEASE, OnUnavailable::Refuse)?;
+    let (enter, key) = (Arc::new(Script::new(ENTER)), unique("bench:theirs"));
+    Ok(compare(
+        format!("distributed, against a raw script and `ZREM`, {}", tasks(count)),
+        pairs,
+        || segment(runtime, plan, |_, share| hold(ours.clone(), share)),
+        || {
+            segment(runtime, plan, |task, share| {
+                let (enter, mut raw, key) = (Arc::clone(&enter), raw.clone(), key.clone());
+                async move {
+                    for call in 0..share {
+                        let id = format!("{task} {call}");
+                        let entered: RedisResult<u8> =
+                            enter.key(&key).arg(&id).arg(PERMITS).invoke_async(&mut raw).await;
+                        assert_eq!(entered.ok(), Some(1));
+                        let left: RedisResult<u8> =
+                            redis::cmd("ZREM").arg(&key).arg(&id).query_async(&mut raw).await;
+                        assert_eq!(left.ok(), Some(1));
+                    }
+                }
+            })
+        },
+    ))
+}
+
+fn hybrid_permits(
+    runtime: &Runtime,
+    pairs: usize,
+    count: u64,
+    store: &Store,
+) -> commonhold::Result<Comparison> {
+    let plan = |operations| Plan { pairs, operations, tasks: count };
+    let (many, few) = if count == 1 { (1 << 20, 1 << 11) } else { (1 << 20, 1 << 14) };
+    let open = |of: Open, name| of(store.clone(), name, PERMITS, LEASE, OnUnavailable::Refuse);
+    let distributed = open(ConcurrencyLimiter::distributed, "theirs")?;
+    let hybrid = open(ConcurrencyLimiter::hybrid, "kept")?;
+    Ok(compare(
+        format!("hybrid, against distributed, {}", tasks(count)),
+        pairs,
+        || {
+            segment(runtime, plan(many), |_, share| {
+                let limiter = hybrid.clone();
+                async move {
+                    for call in 0..share {
+                        let permit = limiter.acquire(1).await;
+                        assert!(permit.is_ok_and(|permit| !permit.decision().degraded));
+                        breathe(call).await;
+                    }
+                }
+            })
+        },
+        || segment(runtime, plan(few), |_, share| hold(distributed.clone(), share)),
+    ))
+}
+
+type Open = fn(Store, &str, u64, Duration, OnUnavailable) -> commonhold::Result<ConcurrencyLimiter>;

@@ -50,6 +50,11 @@ impl Meter {
         Self { name: name.into(), form, series: Arc::default() }
     }
 
+    /// The same for another name.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self::new(name, self.form)
+    }
+
     /// Counts a decision, and what it says remains of the limit.
     #[inline]
     pub(super) fn count(&self, verdict: Verdict, remaining: Option<u64>) {

@@ -8,8 +8,7 @@
 //!
 //! What is limited is a [`TokenBucket`] (a rate with bursts; also [GCRA](TokenBucket::gcra), which is the same) or a
 //! [`SlidingWindow`] (so many in any window). Both count in integers and lose no fraction, however often they are
-//! asked. To limit the number of calls that are in progress at a time, take a [semaphore](crate::Locks::semaphore)
-//! instead; within one process, that of `tokio`.
+//! asked. A [`ConcurrencyLimiter`] limits the number of calls that are in progress at a time, in the same three forms.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -30,6 +29,7 @@
 mod bucket;
 mod budget;
 pub(crate) mod clock;
+mod concurrency;
 mod config;
 mod distributed;
 mod hybrid;
@@ -51,6 +51,7 @@ mod window;
 use std::time::Duration;
 
 pub use self::{
+    concurrency::{ConcurrencyLimiter, Permit},
     config::{Limit, Rate, SlidingWindow, TokenBucket},
     distributed::DistributedLimiter,
     hybrid::HybridLimiter,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{Limit, Rate, SlidingWindow, TokenBucket, lease::Renew, take::Take};
 use crate::twin::Twin;
 
-const START: i64 = 1_700_000_000_000_000;
+pub(super) const START: i64 = 1_700_000_000_000_000;
 
 fn buckets() -> impl Strategy<Value = TokenBucket> {
     let rates = prop_oneof![
@@ -27,7 +27,7 @@ fn windows() -> impl Strategy<Value = SlidingWindow> {
 }
 
 /// How far the clock goes: on, back, or nowhere, by little and by much.
-fn steps() -> impl Strategy<Value = i64> {
+pub(super) fn steps() -> impl Strategy<Value = i64> {
     prop_oneof![
         Just(0_i64),
         1_i64..100,
@@ -41,7 +41,7 @@ fn steps() -> impl Strategy<Value = i64> {
 }
 
 /// Numbers as a state may hold them: small, great, and on the edge of what is exact.
-fn numbers() -> impl Strategy<Value = String> {
+pub(super) fn numbers() -> impl Strategy<Value = String> {
     prop_oneof![
         (0_u64..20).prop_map(|number| number.to_string()),
         (0_u64..2_000_000).prop_map(|number| number.to_string()),

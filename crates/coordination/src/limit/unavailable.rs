@@ -33,6 +33,9 @@ pub enum OnUnavailable {
     ///
     /// A share begins empty, so that the instances together stay within the limit while the store is away, if they
     /// are no more than this. When it is back it may have refilled: up to one more burst is let through.
+    ///
+    /// Of a [`ConcurrencyLimiter`](super::ConcurrencyLimiter) it is so many permits, with those that are in use already. Those
+    /// that are in use still when the store is back are not known to it.
     LocalShare {
         /// How many there are at most.
         instances: u32,
@@ -40,7 +43,7 @@ pub enum OnUnavailable {
 }
 
 /// For how long a store that has failed is left alone.
-const LEFT_ALONE: Duration = Duration::from_millis(250);
+pub(super) const LEFT_ALONE: Duration = Duration::from_millis(250);
 
 /// The rule, and whether it is in force.
 #[derive(Debug)]

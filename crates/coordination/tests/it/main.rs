@@ -3,6 +3,7 @@
 
 mod breakers;
 mod common;
+mod concurrency;
 mod counters;
 mod elections;
 mod fences;

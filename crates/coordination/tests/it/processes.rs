@@ -22,7 +22,10 @@ use commonhold_coordination::{
     Election, Fenced, Locks,
     breaker::{self, DistributedBreaker, Settings},
     counter::Counter,
-    limit::{DistributedLimiter, HybridLimiter, OnUnavailable, Rate, SlidingWindow, TokenBucket},
+    limit::{
+        ConcurrencyLimiter, DistributedLimiter, HybridLimiter, OnUnavailable, Rate, SlidingWindow,
+        TokenBucket,
+    },
 };
 use commonhold_testkit::{
     eventually,
@@ -44,7 +47,7 @@ const TIME: Duration = Duration::from_secs(8);
 
 /// What one process says of what it did: `clock SECONDS` when it begins; `write TOKEN VALUE` once a fenced write was
 /// acknowledged; `try ID` before an increment and `counted ID` once it was; the name of a limiter that let it through, and
-/// when it was asked and had answered.
+/// when it was asked and had answered; that of a concurrency limiter, and from when to when a permit was held for sure.
 type Lines = Arc<Mutex<Vec<String>>>;
 
 struct Worker {
@@ -106,6 +109,9 @@ fn worker() {
         say(&format!("clock {}", seconds()));
         if role == "limit" {
             return pass_limits(&store).await;
+        }
+        if role == "permits" {
+            return hold_permits(&store).await;
         }
         if role == "probe" {
             return probe_for_ever(&store).await;
@@ -209,6 +215,31 @@ async fn pass_limits(store: &Store) {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+const PERMITS: u64 = 3;
+/// Of two forms that share one limit.
+const IN_PROGRESS: &str = "permits";
+
+async fn hold_permits(store: &Store) {
+    let refuse = OnUnavailable::Refuse;
+    let distributed = ConcurrencyLimiter::distributed(store.clone(), "p", PERMITS, TTL, refuse).unwrap();
+    let hybrid = ConcurrencyLimiter::hybrid(store.clone(), "p", PERMITS, TTL, refuse).unwrap();
+    let calls = [&distributed, &distributed, &hybrid, &hybrid].map(async |limiter| {
+        loop {
+            let Ok(permit) = limiter.acquire(1).await else {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            };
+            let from = uptime();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            let to = uptime();
+            if permit.is_held() {
+                say(&format!("{IN_PROGRESS} {from} {to}"));
+            }
+        }
+    });
+    futures_util::future::join_all(calls).await;
 }
 
 /// Centiseconds since the machine was started: the same for processes whose clocks are off.
@@ -445,6 +476,49 @@ fn limits_are_not_passed_on_a_cluster_and_through_restarts_of_postgres() {
     assert_limits_hold(&[&cluster.url()], |_| {});
     let postgres = Postgres::start();
     assert_limits_hold(&[&postgres.url()], |_| postgres.restart());
+}
+
+fn assert_permits_hold(urls: &[&str], also: impl FnMut(usize)) {
+    let lines = torment("permits", urls, also);
+    let held = lines.iter().filter_map(|line| line.strip_prefix(IN_PROGRESS)?.trim_start().split_once(' '));
+    let held: Vec<(u64, u64)> = held.map(|(from, to)| (from.parse().unwrap(), to.parse().unwrap())).collect();
+    // At the beginning of each centisecond after the one in which it began, up to that in which it ended.
+    let mut in_progress = BTreeMap::<u64, u64>::new();
+    for at in held.iter().flat_map(|(from, to)| from + 1..=*to) {
+        *in_progress.entry(at).or_default() += 1;
+    }
+    let most = in_progress.values().max();
+    assert_eq!(most, Some(&PERMITS), "at a time, of {} that were held", held.len());
+}
+
+#[test]
+fn no_more_permits_are_held_through_kills_and_pauses_of_processes_restarts_and_lost_replies() {
+    let redis = durable_redis();
+    let proxy = Proxy::before(redis.port());
+    assert_permits_hold(&[&redis.url_at(proxy.port())], |step| {
+        if step % 2 == 0 {
+            return redis.restart();
+        }
+        proxy.set(Mode::LoseReplies);
+        thread::sleep(Duration::from_millis(200));
+        proxy.set(Mode::Pass);
+        proxy.cut();
+    });
+}
+
+#[test]
+fn no_more_permits_are_held_when_half_of_the_processes_are_parted_from_the_store() {
+    let redis = durable_redis();
+    let proxy = Proxy::before(redis.port());
+    assert_permits_hold(&[&redis.url_at(proxy.port()), &redis.url()], |step| part(&proxy, step));
+}
+
+#[test]
+fn no_more_permits_are_held_on_a_cluster_and_through_restarts_of_postgres() {
+    let cluster = RedisCluster::start();
+    assert_permits_hold(&[&cluster.url()], |_| {});
+    let postgres = Postgres::start();
+    assert_permits_hold(&[&postgres.url()], |_| postgres.restart());
 }
 
 async fn outlives_a_probe(url: &str) {

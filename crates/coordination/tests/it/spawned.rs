@@ -7,7 +7,9 @@ use commonhold_coordination::{
     Election, Fenced, Locks,
     breaker::{DistributedBreaker, HybridBreaker, LocalBreaker, OnUnavailable as OnOpen, Settings},
     counter::{Counter, HybridCounter},
-    limit::{DistributedLimiter, HybridLimiter, LocalLimiter, OnUnavailable, Rate, TokenBucket},
+    limit::{
+        ConcurrencyLimiter, DistributedLimiter, HybridLimiter, LocalLimiter, OnUnavailable, Rate, TokenBucket,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,6 +30,14 @@ async fn everything_can_be_awaited_in_a_task_of_its_own() {
     let limiter = HybridLimiter::new(store.clone(), "h", bucket, SECOND, OnUnavailable::Refuse).unwrap();
     tasks.spawn(async move {
         limiter.acquire(1).await?.allowed.then_some(()).unwrap();
+        limiter.release().await
+    });
+    let limiter = ConcurrencyLimiter::hybrid(store.clone(), "c", 2, SECOND, OnUnavailable::Refuse).unwrap();
+    tasks.spawn(async move {
+        limiter.try_acquire(1).await?.map(drop).unwrap();
+        limiter.acquire(1).await.map(drop)?;
+        limiter.acquire_timeout(1, SECOND).await?.map(drop).unwrap();
+        limiter.remaining().await?;
         limiter.release().await
     });
     let settings = Settings::new().failure_threshold(3);

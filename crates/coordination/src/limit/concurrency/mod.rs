@@ -1,0 +1,827 @@
+//! The limiter of how many calls are in progress at a time.
+
+mod hold;
+mod line;
+
+#[cfg(test)]
+mod model;
+mod pool;
+
+#[cfg(test)]
+mod twins;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    hold::{Hold, Look},
+    line::Line,
+    pool::{Form, Next, Pool},
+};
+use super::{
+    Decision, OnUnavailable,
+    clock::Time,
+    meter::{Meter, Verdict},
+    state::STAYS_MICROS,
+    unavailable::LEFT_ALONE,
+};
+use crate::state;
+
+/// Limits how many calls are in progress at a time: each takes permits and holds them until it drops them.
+///
+/// | form | a decision takes | who comes next |
+/// |---|---|---|
+/// | [`local`](Self::local) | nanoseconds | who came first |
+/// | [`distributed`](Self::distributed) | one round trip; those that are made together travel together | within an instance who came first; between instances by shares |
+/// | [`hybrid`](Self::hybrid) | nanoseconds, and now and then a round trip | the same |
+///
+/// **Never more than the limit are held.** What an instance holds in the store is one lease, however many its calls are: it
+/// is renewed in the background, and comes back when it ends on the store's clock. An instance that cannot renew gives its
+/// permits up a tenth of the lease earlier, by its own monotonic clock, counted from before the request was sent: so clocks
+/// may run up to 10 % too slow, and may show any time. The calls go on nevertheless; [`Permit::lost`] tells them that they are
+/// over the limit now. If the store's clock steps back, leases last for as long as they would have; if it steps forward past
+/// leases, or the store forgets them, what they held is given to others once more.
+///
+/// Between instances: while some lack permits, none holds more than an equal share, where those that want less leave the rest
+/// to the others. Who has more gives it up as its calls end. That the others lack some it learns when it next asks, after a
+/// third of a lease at the latest. With fewer permits than instances that want some they take turns. Whoever waits asks the
+/// store again after half of the time that calls take here, or up to twice that, but after 1/50 of a lease at the earliest and 1/10 at the latest.
+/// Who needs to be next in order of time takes a [`Semaphore`](crate::Semaphore), where each permit is a lease of its own
+/// with a fencing token.
+///
+/// Cheap to clone; clones share everything. When the last clone and the last permit are dropped, the lease is given back in
+/// the background.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::time::Duration;
+/// use commonhold_coordination::limit::{ConcurrencyLimiter, OnUnavailable};
+/// use commonhold_core::{MemoryBackend, Store};
+///
+/// let store = Store::new(MemoryBackend::new());
+/// let lease = Duration::from_secs(1);
+/// let limiter = ConcurrencyLimiter::hybrid(store, "search", 2, lease, OnUnavailable::Refuse)?;
+/// let Ok(permit) = limiter.try_acquire(2).await? else { panic!("two are free") };
+/// let Err(decision) = limiter.try_acquire(1).await? else { panic!("none is free") };
+/// println!("come back in about {:?}", decision.retry_after);
+/// drop(permit);
+/// assert!(limiter.acquire(1).await.is_ok());
+/// # Ok::<(), commonhold_core::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct ConcurrencyLimiter {
+    shared: Arc<Shared>,
+    meter: Option<Meter>,
+}
+
+/// Permits that are in use. Dropping it returns them.
+#[must_use = "its permits are returned when it is dropped"]
+pub struct Permit {
+    shared: Arc<Shared>,
+    permits: u64,
+    /// Of the lease; none if the store was away.
+    generation: Option<u64>,
+    lost: CancellationToken,
+    since: u64,
+    decision: Decision,
+}
+
+struct Shared {
+    limit: u64,
+    remote: Option<Remote>,
+    time: Time,
+    inner: Mutex<Inner>,
+    /// One request at a time.
+    turn: tokio::sync::Mutex<()>,
+    /// For the task that asks: something has changed.
+    wake: Arc<Notify>,
+}
+
+struct Remote {
+    store: Store,
+    key: Key,
+    name: Box<str>,
+    rule: OnUnavailable,
+    /// How many this instance may use while the store is away.
+    share: Option<u64>,
+}
+
+struct Inner {
+    pool: Pool,
+    line: Line,
+    /// Counts the leases, and is cancelled when this one is over.
+    generation: u64,
+    lost: CancellationToken,
+    /// Permits that are out, lost ones and those that are of no lease among them.
+    out: u64,
+    /// For how long permits were in use lately, in microseconds.
+    in_use_for: Option<u64>,
+    /// There is a task that asks the store.
+    driven: bool,
+    away: Option<(Error, Instant)>,
+}
+
+type Answer = Result<std::result::Result<Permit, Decision>>;
+
+/// What is to be done once the lock is free.
+struct After {
+    answers: Vec<(oneshot::Sender<Answer>, Outcome)>,
+    lost: Option<CancellationToken>,
+}
+
+enum Outcome {
+    /// The permits are counted as out.
+    Admitted(Admitted),
+    Refused(Decision),
+    Failed(Error),
+}
+
+struct Admitted {
+    permits: u64,
+    generation: Option<u64>,
+    lost: CancellationToken,
+    since: u64,
+    decision: Decision,
+}
+
+/// The most permits that there can be.
+const MAX_PERMITS: u64 = 1 << 32;
+const LEASES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
+/// When to ask again, in microseconds, before any permit has come back here.
+const UNKNOWN: u64 = 100_000;
+
+impl ConcurrencyLimiter {
+    /// So many at a time in this process. Its decisions are not counted unless it is [`metered_as`](Self::metered_as).
+    ///
+    /// # Errors
+    /// `InvalidInput` for none or more than 2^32.
+    pub fn local(permits: u64) -> Result<Self> {
+        Self::new(Form::Local, permits, Duration::ZERO, None)
+    }
+
+    /// So many at a time in all instances. Permits come from the store and go back at once: the entry `concurrency:NAME`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an empty name, no permits or more than 2^32, a lease shorter than 100 ms or longer than an hour, or a
+    /// local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let
+    /// entries expire.
+    pub fn distributed(
+        store: Store,
+        name: &str,
+        permits: u64,
+        lease: Duration,
+        on_unavailable: OnUnavailable,
+    ) -> Result<Self> {
+        let remote = Remote::new(store, name, permits, lease, on_unavailable)?;
+        Self::new(Form::Distributed, permits, lease, Some(remote))
+    }
+
+    /// The same, but an instance keeps as many as its calls have needed at a time lately, and gives back the others after two
+    /// thirds of a lease at the latest: most calls are decided here. A call may be refused while another instance keeps
+    /// permits that it does not use now. Instances of both forms share the limit.
+    ///
+    /// # Errors
+    /// As [`distributed`](Self::distributed).
+    pub fn hybrid(
+        store: Store,
+        name: &str,
+        permits: u64,
+        lease: Duration,
+        on_unavailable: OnUnavailable,
+    ) -> Result<Self> {
+        let remote = Remote::new(store, name, permits, lease, on_unavailable)?;
+        Self::new(Form::Hybrid, permits, lease, Some(remote))
+    }
+
+    fn new(form: Form, permits: u64, lease: Duration, remote: Option<Remote>) -> Result<Self> {
+        check(permits, MAX_PERMITS)?;
+        let length = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
+        let meter = match form {
+            Form::Local => None,
+            Form::Distributed => Some("distributed"),
+            Form::Hybrid => Some("hybrid"),
+        };
+        let meter = meter.zip(remote.as_ref()).map(|(form, remote)| Meter::new(&remote.name, form));
+        let inner = Inner {
+            pool: Pool::new(form, permits, length, any_id()),
+            line: Line::default(),
+            generation: 0,
+            lost: CancellationToken::new(),
+            out: 0,
+            in_use_for: None,
+            driven: false,
+            away: None,
+        };
+        let shared = Shared {
+            limit: permits,
+            remote,
+            time: Time::monotonic(),
+            inner: Mutex::new(inner),
+            turn: tokio::sync::Mutex::default(),
+            wake: Arc::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), meter })
+    }
+
+    /// Counts its decisions in the metrics under this name instead of its own.
+    #[must_use]
+    pub fn metered_as(mut self, name: &str) -> Self {
+        self.meter = Some(match &self.meter {
+            Some(meter) => meter.named(name),
+            None => Meter::new(name, "local"),
+        });
+        self
+    }
+
+    /// How many at a time.
+    pub fn limit(&self) -> u64 {
+        self.shared.limit
+    }
+
+    /// Takes so many permits if they are free and nobody stands in line here. If the store is away, [`OnUnavailable`]
+    /// decides once what is here is in use.
+    ///
+    /// Of a refusal, [`retry_after`](Decision::retry_after) and [`reset_after`](Decision::reset_after) are guesses: by how
+    /// long permits were in use in this instance lately.
+    ///
+    /// Cancellation: a future that is dropped has taken nothing.
+    ///
+    /// # Errors
+    /// `InvalidInput` for 0, or more than there are; what the store says if the same call would fail again, as `Corrupt` or
+    /// `Unauthorized`.
+    pub async fn try_acquire(&self, permits: u64) -> Result<std::result::Result<Permit, Decision>> {
+        let answer = self.shared.admit(permits, false).await?;
+        self.count(&answer);
+        Ok(answer)
+    }
+
+    /// Waits for so many permits and takes them.
+    ///
+    /// Cancellation: a future that is dropped has taken nothing, and stands in line no more.
+    ///
+    /// # Errors
+    /// As [`try_acquire`](Self::try_acquire). If the store is away and the rule refuses, the store's error; with a local
+    /// share it waits for that.
+    pub async fn acquire(&self, permits: u64) -> Result<Permit> {
+        let answer = self.shared.admit(permits, true).await?;
+        self.count(&answer);
+        // Who waits is not refused.
+        answer.map_err(|_| Error::new(ErrorKind::Internal, "a call that waits for permits was refused"))
+    }
+
+    /// The same, for this long: refused if they were not to be had until then.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(
+        &self,
+        permits: u64,
+        timeout: Duration,
+    ) -> Result<std::result::Result<Permit, Decision>> {
+        let answer = match tokio::time::timeout(timeout, self.shared.admit(permits, true)).await {
+            Ok(answer) => answer?,
+            Err(_) => Err(self.shared.refusal()),
+        };
+        self.count(&answer);
+        Ok(answer)
+    }
+
+    /// How many permits can be had now: here, and of a store those that no instance holds.
+    ///
+    /// # Errors
+    /// Whatever keeps the store from answering.
+    pub async fn remaining(&self) -> Result<u64> {
+        let here = self.shared.inner().pool.idle_now(self.shared.now());
+        let Some(remote) = &self.shared.remote else { return Ok(here) };
+        let free = Look::decode(&remote.store.transact(&remote.key, Look(self.shared.limit)).await?)?;
+        Ok(here + free)
+    }
+
+    /// Gives back now what is not in use. The limiter can go on to be used.
+    ///
+    /// # Errors
+    /// Whatever keeps the store from answering; the lease then ends by itself.
+    pub async fn release(&self) -> Result<()> {
+        let shared = &self.shared;
+        // A request that has no reply yet comes first.
+        for _ in 0..2 {
+            if !shared.inner().pool.is_released() {
+                shared.exchange(|inner, now| inner.pool.release(now)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, answer: &std::result::Result<Permit, Decision>) {
+        let Some(meter) = &self.meter else { return };
+        let decision = answer.as_ref().map_or_else(|decision| *decision, Permit::decision);
+        let rule = self.shared.remote.as_ref().map(|remote| remote.rule);
+        let verdict = match (decision.degraded, decision.allowed, rule) {
+            (false, allowed, _) => Verdict::of(allowed),
+            (true, true, Some(OnUnavailable::LocalShare { .. })) => Verdict::ShareAllowed,
+            (true, false, Some(OnUnavailable::LocalShare { .. })) => Verdict::ShareRefused,
+            (true, true, _) => Verdict::FailedOpen,
+            (true, false, _) => Verdict::FailedClosed,
+        };
+        meter.count(verdict, (!decision.degraded).then_some(decision.remaining));
+    }
+}
+
+impl Permit {
+    /// How many permits it has.
+    pub fn permits(&self) -> u64 {
+        self.permits
+    }
+
+    /// What was said when they were taken.
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Whether they are held for sure. Those that were let through without the store are held by no lease and are not lost.
+    pub fn is_held(&self) -> bool {
+        let inner = self.shared.inner();
+        self.generation
+            .is_none_or(|generation| generation == inner.generation && inner.pool.holds(self.shared.now()))
+    }
+
+    /// Cancelled when they are no longer sure to be held: others may be given them. That is, as the renewal, the work of the
+    /// runtime on which the limiter was first asked; once that has ended, only [`is_held`](Self::is_held) tells.
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+}
+
+impl Remote {
+    fn new(store: Store, name: &str, permits: u64, lease: Duration, rule: OnUnavailable) -> Result<Self> {
+        let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
+        if !(LEASES.0..=LEASES.1).contains(&lease) {
+            return invalid(format!("a lease lasts between 100 ms and 1 h, not {lease:?}"));
+        }
+        let share = match rule {
+            OnUnavailable::LocalShare { instances } => permits.checked_div(instances.into()),
+            OnUnavailable::Allow | OnUnavailable::Refuse => None,
+        };
+        if share.unwrap_or(0) == 0 && matches!(rule, OnUnavailable::LocalShare { .. }) {
+            return invalid(format!("a local share of {permits} permits is one of 1 to {permits} instances"));
+        }
+        let offered = store.capabilities();
+        if !offered.ttl || offered.max_ttl < lease + Duration::from_micros(STAYS_MICROS) {
+            let message = "a concurrency limit needs a store whose entries can expire";
+            return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "limit"));
+        }
+        let key = state::key(ConcurrencyLimiter::KEY_PREFIX, name)?;
+        Ok(Self { store, key, name: name.into(), rule, share })
+    }
+}
+
+impl ConcurrencyLimiter {
+    /// What the keys of concurrency limits begin with; their names follow.
+    pub const KEY_PREFIX: &str = "concurrency:";
+}
+
+impl Shared {
+    async fn admit(self: &Arc<Self>, permits: u64, patient: bool) -> Answer {
+        check(permits, self.limit)?;
+        loop {
+            let now = self.now();
+            let (lost, outcome, joined) = {
+                let mut inner = self.inner();
+                let lost = inner.give_up_what_is_over(now);
+                let outcome = self.decide(&mut inner, permits, patient, now);
+                let joined = outcome.is_none().then(|| inner.line.join(permits, patient));
+                (lost, outcome, joined)
+            };
+            let joined = joined.map(|(ticket, answer)| (InLine { shared: self, ticket }, answer));
+            self.finish(After { answers: Vec::new(), lost });
+            if let Some(outcome) = outcome {
+                return self.answer(outcome);
+            }
+            self.drive();
+            // The task that asks may have ended with its runtime: then this one begins another.
+            if let Some((_in_line, answer)) = joined
+                && let Ok(answer) = answer.await
+            {
+                return answer;
+            }
+        }
+    }
+
+    /// What can be said at once.
+    fn decide(&self, inner: &mut Inner, permits: u64, patient: bool, now: u64) -> Option<Outcome> {
+        if inner.line.is_empty() && inner.pool.take(permits, now) {
+            return Some(inner.admitted(permits, now));
+        }
+        let waiting = inner.line.waiting().all;
+        inner.pool.wanted(waiting.saturating_add(permits));
+        let Some(remote) = &self.remote else {
+            return (!patient).then(|| Outcome::Refused(inner.refusal(now)));
+        };
+        if let Some((error, since)) = &inner.away
+            && (inner.driven || since.elapsed() < LEFT_ALONE)
+        {
+            let error = error.clone();
+            return inner.by_rule(remote, permits, patient, error, now);
+        }
+        (!patient && inner.pool.is_refused(permits, now)).then(|| Outcome::Refused(inner.refusal(now)))
+    }
+
+    fn answer(self: &Arc<Self>, outcome: Outcome) -> Answer {
+        match outcome {
+            Outcome::Admitted(admitted) => {
+                let Admitted { permits, generation, lost, since, decision } = admitted;
+                Ok(Ok(Permit { shared: Arc::clone(self), permits, generation, lost, since, decision }))
+            }
+            Outcome::Refused(decision) => Ok(Err(decision)),
+            Outcome::Failed(error) => Err(error),
+        }
+    }
+
+    fn finish(self: &Arc<Self>, after: After) {
+        for (waiter, outcome) in after.answers {
+            // Who does not wait any more drops its permits.
+            drop(waiter.send(self.answer(outcome)));
+        }
+        if let Some(lost) = after.lost {
+            lost.cancel();
+        }
+    }
+
+    fn refusal(&self) -> Decision {
+        let inner = self.inner();
+        let degraded = inner.away.is_some();
+        Decision { degraded, ..inner.refusal(self.now()) }
+    }
+
+    /// Sees to it that there is a task that asks the store, and that it looks what there is to do.
+    fn drive(self: &Arc<Self>) {
+        if self.remote.is_none() {
+            return;
+        }
+        let mut inner = self.inner();
+        if inner.driven {
+            drop(inner);
+            self.wake.notify_one();
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        inner.driven = true;
+        drop(inner);
+        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
+        runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
+    }
+
+    /// Sends a request and takes in its reply. Dropped in between, the request is repeated by the next exchange.
+    async fn exchange(self: &Arc<Self>, make: impl FnOnce(&mut Inner, u64) -> Hold) -> Result<()> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let _turn = self.turn.lock().await;
+        let sent = self.now();
+        let (request, asked) = {
+            let mut inner = self.inner();
+            (make(&mut inner, sent), inner.line.end())
+        };
+        let reply = remote.store.transact(&remote.key, request).await;
+        let now = self.now();
+        let reply = reply.and_then(|reply| {
+            let reply = Hold::decode(&reply)?;
+            if reply.held > 0 && now >= reply.until(sent) {
+                let message = "the store answers more slowly than the lease lasts: take a longer lease";
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+            Ok(reply)
+        });
+        let (after, result) = {
+            let mut inner = self.inner();
+            match reply {
+                Ok(reply) => {
+                    if inner.away.take().is_some() {
+                        tracing::info!(limiter = &*remote.name, "the store of the limiter is back");
+                    }
+                    let held = inner.pool.answered(reply, sent);
+                    let lost = if held { None } else { inner.give_up() };
+                    let mut answers = inner.serve(remote.share, now);
+                    answers.extend(inner.refuse_before(asked, now));
+                    (After { answers, lost }, Ok(()))
+                }
+                Err(error) if error.retry() == Retry::Never => {
+                    inner.pool.unanswered();
+                    let line = inner.line.dissolve().into_values();
+                    let failed = line.map(|waiter| (waiter.answer, Outcome::Failed(error.clone())));
+                    (After { answers: failed.collect(), lost: None }, Err(error))
+                }
+                Err(error) => {
+                    // Its requests can be repeated, so none of them is charged twice.
+                    let error = error.with_retry(Retry::Safe);
+                    if inner.away.replace((error.clone(), Instant::now())).is_none() {
+                        let rule = remote.rule;
+                        tracing::warn!(limiter = &*remote.name, %error, ?rule, "the store of a limiter is away");
+                    }
+                    let answers = inner.answer_by_rule(remote, &error, now);
+                    (After { answers, lost: None }, Err(error))
+                }
+            }
+        };
+        self.finish(after);
+        result
+    }
+
+    fn now(&self) -> u64 {
+        self.time.micros()
+    }
+
+    // A std mutex: it is held for a few steps, which cannot panic half-way, and never across an await.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Gives those in line what is here, in their order; while the store is away, up to the local share.
+    fn serve(&mut self, share: Option<u64>, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
+        let mut served = Vec::new();
+        while let Some((ticket, permits)) = self.line.first() {
+            let outcome = if self.pool.take(permits, now) {
+                self.admitted(permits, now)
+            } else if self.away.is_some() && share.is_some_and(|share| self.out + permits <= share) {
+                self.unbooked(permits, now)
+            } else {
+                break;
+            };
+            served.extend(self.line.leave(ticket).map(|waiter| (waiter.answer, outcome)));
+        }
+        served
+    }
+
+    /// Refuses those who do not wait and came before this ticket, and lets the others wait for a while.
+    fn refuse_before(&mut self, ticket: u64, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
+        let (first, refusal) = (self.line.first(), self.refusal(now));
+        let refused = self.line.dismiss(ticket);
+        let wanted = refused.iter().map(|waiter| waiter.permits).chain(first.map(|(_, permits)| permits));
+        if let Some(fewest) = wanted.min() {
+            self.pool.pause(fewest, self.in_use_for.unwrap_or(UNKNOWN), now);
+        }
+        refused.into_iter().map(|waiter| (waiter.answer, Outcome::Refused(refusal))).collect()
+    }
+
+    /// What the rule says to all in line. Those whom it lets wait stay.
+    fn answer_by_rule(
+        &mut self,
+        remote: &Remote,
+        error: &Error,
+        now: u64,
+    ) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
+        let mut answers = Vec::new();
+        for (ticket, waiter) in self.line.dissolve() {
+            match self.by_rule(remote, waiter.permits, waiter.patient, error.clone(), now) {
+                Some(outcome) => answers.push((waiter.answer, outcome)),
+                None => self.line.insert(ticket, waiter),
+            }
+        }
+        answers
+    }
+
+    /// What the rule says; nothing to those who wait for the local share.
+    fn by_rule(
+        &mut self,
+        remote: &Remote,
+        permits: u64,
+        patient: bool,
+        error: Error,
+        now: u64,
+    ) -> Option<Outcome> {
+        let refused = || {
+            let decision = Decision { degraded: true, retry_after: LEFT_ALONE, ..self.refusal(now) };
+            if patient { Outcome::Failed(error) } else { Outcome::Refused(decision) }
+        };
+        match (remote.rule, remote.share) {
+            (OnUnavailable::Allow, _) => Some(self.unbooked(permits, now)),
+            (OnUnavailable::Refuse, _) | (_, None) => Some(refused()),
+            (_, Some(share)) if permits > share => Some(refused()),
+            (_, Some(share)) if self.line.is_empty() && self.out + permits <= share => {
+                Some(self.unbooked(permits, now))
+            }
+            _ => (!patient).then(refused),
+        }
+    }
+
+    /// Of permits that the pool has given.
+    fn admitted(&mut self, permits: u64, now: u64) -> Outcome {
+        self.out += permits;
+        let decision = Decision { allowed: true, retry_after: Duration::ZERO, ..self.refusal(now) };
+        let (generation, lost) = (Some(self.generation), self.lost.clone());
+        Outcome::Admitted(Admitted { permits, generation, lost, since: now, decision })
+    }
+
+    /// Of permits that nobody has given.
+    fn unbooked(&mut self, permits: u64, now: u64) -> Outcome {
+        self.out += permits;
+        let decision = Decision {
+            allowed: true,
+            remaining: 0,
+            retry_after: Duration::ZERO,
+            degraded: true,
+            ..self.refusal(now)
+        };
+        let lost = CancellationToken::new();
+        Outcome::Admitted(Admitted { permits, generation: None, lost, since: now, decision })
+    }
+
+    fn refusal(&self, now: u64) -> Decision {
+        let in_use_for = self.in_use_for.unwrap_or(UNKNOWN);
+        // Of so many that are out, each for this long, the next one comes back after this.
+        let next = in_use_for / self.out.max(1);
+        Decision {
+            allowed: false,
+            remaining: self.pool.remaining(now),
+            retry_after: Duration::from_micros(next.max(1)),
+            reset_after: Duration::from_micros(if self.out > 0 { in_use_for } else { 0 }),
+            degraded: false,
+        }
+    }
+
+    fn give_up_what_is_over(&mut self, now: u64) -> Option<CancellationToken> {
+        if self.pool.is_over(now) { self.give_up() } else { None }
+    }
+
+    /// Counts no more on what the lease has brought.
+    fn give_up(&mut self) -> Option<CancellationToken> {
+        let in_use = self.pool.begin_anew(any_id());
+        self.generation += 1;
+        let lost = std::mem::take(&mut self.lost);
+        if in_use > 0 {
+            tracing::warn!(
+                permits = in_use,
+                "permits of a concurrency limit were lost while they were in use"
+            );
+        }
+        Some(lost)
+    }
+}
+
+/// A place in the line. Dropping it leaves the line.
+struct InLine<'a> {
+    shared: &'a Arc<Shared>,
+    ticket: u64,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        let answers = {
+            let mut inner = self.shared.inner();
+            if inner.line.leave(self.ticket).is_none() {
+                return;
+            }
+            // The next ones may want fewer.
+            let share = self.shared.remote.as_ref().and_then(|remote| remote.share);
+            inner.serve(share, self.shared.now())
+        };
+        self.shared.finish(After { answers, lost: None });
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        let now = shared.now();
+        let (answers, ask) = {
+            let mut inner = shared.inner();
+            inner.out -= self.permits;
+            let used_for = now.saturating_sub(self.since);
+            // The mean of about the last eight.
+            let mean = inner.in_use_for.map_or(used_for, |mean| mean - mean / 8 + used_for / 8);
+            inner.in_use_for = Some(mean);
+            if self.generation == Some(inner.generation) {
+                inner.pool.give_back(self.permits);
+            }
+            let answers = inner.serve(shared.remote.as_ref().and_then(|remote| remote.share), now);
+            (answers, inner.away.is_none() && inner.pool.next(inner.line.waiting(), now) == Next::Ask)
+        };
+        shared.finish(After { answers, lost: None });
+        if ask {
+            shared.drive();
+        }
+    }
+}
+
+/// The task that asks the store. It does not keep the limiter.
+struct Driver {
+    shared: Weak<Shared>,
+    wake: Arc<Notify>,
+}
+
+impl Driver {
+    async fn ask_as_long_as_there_is_something_to_ask(mut self) {
+        loop {
+            let Some(shared) = self.shared.upgrade() else { return };
+            let now = shared.now();
+            let (lost, next) = {
+                let mut inner = shared.inner();
+                let lost = inner.give_up_what_is_over(now);
+                let next = match (inner.pool.next(inner.line.waiting(), now), &inner.away) {
+                    (Next::Ask, Some((_, since))) if since.elapsed() < LEFT_ALONE => {
+                        Next::At(now + (LEFT_ALONE - since.elapsed()).as_micros() as u64 + 1)
+                    }
+                    (next, _) => next,
+                };
+                // Under the lock: whoever comes later begins another.
+                inner.driven = next != Next::Nothing;
+                (lost, next)
+            };
+            shared.finish(After { answers: Vec::new(), lost });
+            match next {
+                Next::Ask => {
+                    let ask = |inner: &mut Inner, now| inner.pool.request(inner.line.waiting(), now);
+                    let left = shared.inner().pool.left(now);
+                    // However long the store takes, what is over is given up then.
+                    let asked = tokio::time::timeout(left, shared.exchange(ask)).await;
+                    if let Ok(Err(error)) = asked {
+                        tracing::debug!(%error, "permits of a concurrency limit were not asked for");
+                    }
+                }
+                Next::At(at) => {
+                    drop(shared);
+                    let pause = tokio::time::sleep(Duration::from_micros(at - now));
+                    tokio::select! {
+                        () = pause => {}
+                        () = self.wake.notified() => {}
+                    }
+                }
+                Next::Nothing => {
+                    self.shared = Weak::new();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Ended with its runtime, perhaps: those in line begin another.
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let line = {
+            let mut inner = shared.inner();
+            if !inner.driven {
+                return;
+            }
+            inner.driven = false;
+            inner.line.dissolve()
+        };
+        drop(line);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.wake.notify_one();
+        let now = self.now();
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remote) = &self.remote
+            && let Some(request) = inner.pool.leave(now)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (store, key) = (remote.store.clone(), remote.key.clone());
+            runtime.spawn(async move { store.transact(&key, request).await });
+        }
+    }
+}
+
+/// Another one than that of any other instance.
+fn any_id() -> u64 {
+    fastrand::u64(..super::config::MAX)
+}
+
+fn check(permits: u64, most: u64) -> Result<()> {
+    if (1..=most).contains(&permits) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidInput, format!("from 1 to {most} permits, not {permits}")))
+}
+
+impl fmt::Debug for ConcurrencyLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.shared.remote.as_ref().map(|remote| &remote.name);
+        f.debug_struct("ConcurrencyLimiter")
+            .field("name", &name)
+            .field("limit", &self.shared.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("permits", &self.permits).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,257 @@
+//! The permits that an instance has: what it may use, and what it asks for.
+
+use std::time::Duration;
+
+use super::hold::{Hold, Holding};
+
+/// Where the permits come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// All of them are here.
+    Local,
+    /// From a store, each when it is needed.
+    Distributed,
+    /// From a store, with some that are kept for the next calls.
+    Hybrid,
+}
+
+/// All times are microseconds of this process's monotonic clock.
+#[derive(Debug)]
+pub(super) struct Pool {
+    form: Form,
+    limit: u64,
+    /// How long a lease lasts.
+    length: u64,
+    id: u64,
+    seq: u64,
+    /// Permits on lease, and until when.
+    held: u64,
+    until: u64,
+    in_use: u64,
+    /// How many of them may be used.
+    cap: u64,
+    /// Permits that nobody held when the store was last asked.
+    free: u64,
+    /// The most that were in use and asked for at a time since the last request.
+    peak: u64,
+    /// When that was made.
+    asked: u64,
+    refused: Option<Refusal>,
+    /// The store may have a lease for this instance.
+    known: bool,
+    /// A request that has no reply yet. It is repeated until it has.
+    pending: Option<Hold>,
+}
+
+/// What the store has said no to, and when to ask again.
+#[derive(Debug)]
+struct Refusal {
+    permits: u64,
+    again: u64,
+}
+
+/// Those who wait.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waiting {
+    /// How many permits the first of them must have; 0 if there is none.
+    pub(super) first: u64,
+    /// How many all of them would like to have.
+    pub(super) all: u64,
+    /// Somebody waits for nothing but the answer.
+    pub(super) presses: bool,
+}
+
+/// What is to be done next about the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Ask,
+    /// To look again at this time.
+    At(u64),
+    Nothing,
+}
+
+impl Pool {
+    pub(super) fn new(form: Form, limit: u64, length: u64, id: u64) -> Self {
+        let (held, until) = if form == Form::Local { (limit, u64::MAX) } else { (0, 0) };
+        Self {
+            form,
+            limit,
+            length,
+            id,
+            seq: 0,
+            held,
+            until,
+            in_use: 0,
+            cap: limit,
+            free: limit - held,
+            peak: 0,
+            asked: 0,
+            refused: None,
+            known: false,
+            pending: None,
+        }
+    }
+
+    /// Takes so many permits if they are here.
+    pub(super) fn take(&mut self, permits: u64, now: u64) -> bool {
+        let taken = permits <= self.idle_now(now);
+        if taken {
+            self.in_use += permits;
+            self.peak = self.peak.max(self.in_use);
+        }
+        taken
+    }
+
+    pub(super) fn give_back(&mut self, permits: u64) {
+        self.in_use -= permits;
+    }
+
+    /// Notes that so many are wanted beside those in use.
+    pub(super) fn wanted(&mut self, permits: u64) {
+        self.peak = self.peak.max(self.in_use.saturating_add(permits)).min(self.limit);
+    }
+
+    /// Permits that can be taken here now.
+    pub(super) fn idle_now(&self, now: u64) -> u64 {
+        if now < self.until { self.idle() } else { 0 }
+    }
+
+    fn idle(&self) -> u64 {
+        self.held.min(self.cap).saturating_sub(self.in_use)
+    }
+
+    /// Permits that can be taken, as far as this instance knows.
+    pub(super) fn remaining(&self, now: u64) -> u64 {
+        let free = if self.form == Form::Distributed { self.free } else { 0 };
+        self.idle_now(now) + free
+    }
+
+    /// Whether the store has just said that so many are not to be had, and is not to be asked again so soon.
+    pub(super) fn is_refused(&self, permits: u64, now: u64) -> bool {
+        let refused = self.refused.as_ref().filter(|_| self.form == Form::Hybrid);
+        refused.is_some_and(|refused| permits >= refused.permits && now < refused.again)
+    }
+
+    /// Does not ask for so many, or more, for a while: half as long as permits are in use, but within what is not too
+    /// often for the store and not too seldom for who waits.
+    pub(super) fn pause(&mut self, permits: u64, in_use_for: u64, now: u64) {
+        let pause = (in_use_for / 2).clamp(self.length / 50, self.length / 20);
+        // Multiples of the golden ratio are spread evenly (Knuth, The Art of Computer Programming, 6.4), so that nobody
+        // always comes second.
+        let number = self.id.wrapping_add(self.seq).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        self.refused = Some(Refusal { permits, again: now + pause + number % (pause + 1) });
+    }
+
+    /// Whether it holds permits.
+    pub(super) fn holds(&self, now: u64) -> bool {
+        self.held > 0 && now < self.until
+    }
+
+    /// Whether the lease under which it holds permits is over.
+    pub(super) fn is_over(&self, now: u64) -> bool {
+        self.held > 0 && now >= self.until
+    }
+
+    /// For how long it holds permits if they are not renewed; for ever if there are none.
+    pub(super) fn left(&self, now: u64) -> Duration {
+        if self.held > 0 { Duration::from_micros(self.until.saturating_sub(now)) } else { Duration::MAX }
+    }
+
+    /// Begins anew, as another instance. Says how many permits were in use: it must not count on them any more.
+    pub(super) fn begin_anew(&mut self, id: u64) -> u64 {
+        let lost = self.in_use;
+        *self = Self::new(self.form, self.limit, self.length, id);
+        lost
+    }
+
+    /// Whether it has free permits that others are to have.
+    fn yields(&self) -> bool {
+        self.held > self.cap.max(self.in_use)
+    }
+
+    /// What to do next if these wait.
+    pub(super) fn next(&self, waiting: Waiting, now: u64) -> Next {
+        if self.form == Form::Local {
+            return Next::Nothing;
+        }
+        let spare = self.yields() || self.form == Form::Distributed && self.held > self.in_use;
+        let again = self.refused.as_ref().map_or(now, |refused| refused.again);
+        if self.pending.is_some()
+            && (waiting.first > 0 || self.held > 0 || now < self.asked + 2 * self.length)
+            || spare
+            || waiting.presses
+            || waiting.first > 0 && now >= again
+        {
+            return Next::Ask;
+        }
+        let renewal = (self.known && self.pending.is_none()).then_some(self.asked + self.length / 3);
+        let over = (self.held > 0).then_some(self.until);
+        let again = (waiting.first > 0).then_some(again);
+        match [renewal, over, again].into_iter().flatten().min() {
+            Some(at) if at <= now => Next::Ask,
+            Some(at) => Next::At(at),
+            None => Next::Nothing,
+        }
+    }
+
+    /// What to ask of the store if these wait.
+    pub(super) fn request(&mut self, waiting: Waiting, now: u64) -> Hold {
+        if let Some(pending) = &self.pending {
+            return pending.clone();
+        }
+        self.wanted(waiting.all);
+        // Whoever asked for them again in the same breath would have them before the others have asked.
+        let need = if self.yields() { 0 } else { waiting.first };
+        let keep = match self.form {
+            Form::Hybrid if need == 0 => self.held.min(self.cap).min(self.peak).max(self.in_use),
+            // Those who need more than they have give back the rest first: two who held on to what they had while they
+            // wait for more could wait for ever.
+            _ => self.in_use,
+        };
+        let want =
+            if self.form == Form::Hybrid { self.peak } else { self.in_use.saturating_add(waiting.all) };
+        self.make(keep, need, want.min(self.limit), waiting.all, now)
+    }
+
+    /// Gives back what is not in use; or what has no reply yet, which comes first.
+    pub(super) fn release(&mut self, now: u64) -> Hold {
+        match &self.pending {
+            Some(pending) => pending.clone(),
+            None => self.make(self.in_use, 0, self.in_use, 0, now),
+        }
+    }
+
+    /// Gives back everything, though a request may have no reply yet. Nothing to do if the store knows of nothing.
+    pub(super) fn leave(&mut self, now: u64) -> Option<Hold> {
+        self.pending = None;
+        self.known.then(|| self.make(0, 0, 0, 0, now))
+    }
+
+    /// Whether the store counts nothing as held but what is in use, and no request is under way.
+    pub(super) fn is_released(&self) -> bool {
+        self.held == self.in_use && self.pending.is_none()
+    }
+
+    fn make(&mut self, keep: u64, need: u64, want: u64, all: u64, now: u64) -> Hold {
+        (self.held, self.asked, self.known) = (keep, now, true);
+        self.peak = self.in_use;
+        self.wanted(all);
+        self.seq += 1;
+        let Self { limit, id, seq, length, .. } = *self;
+        self.pending.insert(Hold { limit, id, seq, keep, need, want, length }).clone()
+    }
+
+    /// Takes in the reply to the request that was sent at this time. Says whether what is in use is held.
+    pub(super) fn answered(&mut self, reply: Holding, sent: u64) -> bool {
+        let Some(request) = self.pending.take() else { return true };
+        self.known = reply.held > 0 || request.want > 0;
+        (self.held, self.until) = (reply.held, reply.until(sent));
+        (self.cap, self.free) = (reply.cap, reply.free);
+        reply.held >= self.in_use
+    }
+
+    /// The request was refused for good: it has changed nothing.
+    pub(super) fn unanswered(&mut self) {
+        (self.pending, self.known) = (None, self.held > 0);
+    }
+}

@@ -1,0 +1,435 @@
+//! Concurrency limiters in one process and over real stores: many tasks, stores that go away, replies that are lost.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use commonhold::{
+    ErrorKind, Store,
+    layers::{Fault, FaultPlan, Operation},
+};
+use commonhold_coordination::limit::{ConcurrencyLimiter, OnUnavailable};
+use commonhold_testkit::{
+    eventually,
+    proxy::{Mode, Proxy},
+    servers::Redis,
+};
+use futures_util::{FutureExt as _, future::join_all, poll};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+use crate::common::{PATIENCE, Place};
+
+const LEASE: Duration = Duration::from_millis(500);
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
+const SHARE: OnUnavailable = OnUnavailable::LocalShare { instances: 2 };
+
+type Open = fn(Store, &str, u64, Duration, OnUnavailable) -> commonhold::Result<ConcurrencyLimiter>;
+
+const BOTH: [(&str, Open); 2] =
+    [("distributed", ConcurrencyLimiter::distributed), ("hybrid", ConcurrencyLimiter::hybrid)];
+
+async fn never_are_more_in_progress(place: &Place) {
+    let (_, distributed) = BOTH[0];
+    let (_, hybrid) = BOTH[1];
+    let store = place.open().await;
+    let limiters = [distributed, distributed, hybrid, hybrid]
+        .map(|open| open(store.clone(), "a", 6, LEASE, OnUnavailable::Refuse).unwrap());
+    let (now, most) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let tasks = (0..32).map(|task| {
+        let (limiter, now, most) = (limiters[task % 4].clone(), now.clone(), most.clone());
+        tokio::spawn(async move {
+            let permits = 1 + (task as u64 / 4) % 3;
+            for _ in 0..10 {
+                let permit = limiter.acquire(permits).await.unwrap();
+                let mine = permits.cast_signed();
+                most.fetch_max(now.fetch_add(mine, SeqCst) + mine, SeqCst);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                assert!(permit.is_held());
+                now.fetch_sub(mine, SeqCst);
+                drop(permit);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        tokio::time::timeout(2 * PATIENCE, task).await.unwrap().unwrap();
+    }
+    assert!((4..=6).contains(&most.load(SeqCst)), "{most:?} at {}", place.url);
+    // All come back though nobody says so.
+    let what = "all permits are free";
+    eventually(PATIENCE, what, async || limiters[0].remaining().await.unwrap() == 6).await;
+    assert_eq!(limiters[0].try_acquire(6).await.unwrap().unwrap().decision().remaining, 0);
+}
+
+macro_rules! over {
+    ($($place:ident),*) => {$(
+        mod $place {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn never_are_more_in_progress_than_the_limit_and_all_permits_come_back() {
+                never_are_more_in_progress(&Place::$place()).await;
+            }
+        }
+    )*};
+}
+
+over!(redis, cluster, postgres, memcached, disk, memory);
+
+#[tokio::test(start_paused = true)]
+async fn in_one_process_who_comes_first_goes_first_and_who_leaves_lets_the_others_by() {
+    let limiter = ConcurrencyLimiter::local(3).unwrap();
+    let two = limiter.try_acquire(2).await.unwrap().unwrap();
+    assert_eq!((two.permits(), two.decision().remaining, two.is_held()), (2, 1, true));
+    let mut many = Box::pin(limiter.acquire(3));
+    assert!(poll!(&mut many).is_pending());
+    let mut few = Box::pin(limiter.acquire(1));
+    assert!(poll!(&mut few).is_pending(), "who wants many is not passed");
+    let refusal = limiter.try_acquire(1).await.unwrap().unwrap_err();
+    assert!(!refusal.allowed && !refusal.degraded && refusal.retry_after > Duration::ZERO);
+    drop(many);
+    let one = few.now_or_never().unwrap().unwrap();
+    assert_eq!(limiter.remaining().await.unwrap(), 0);
+    assert!(limiter.acquire_timeout(1, Duration::from_secs(1)).await.unwrap().is_err());
+    let mut next = Box::pin(limiter.acquire(2));
+    assert!(poll!(&mut next).is_pending());
+    drop(two);
+    let next = next.now_or_never().unwrap().unwrap();
+    assert!(!next.lost().is_cancelled());
+    // Answered, but not looked at any more.
+    let mut never_seen = Box::pin(limiter.acquire(3));
+    assert!(poll!(&mut never_seen).is_pending());
+    drop((one, next));
+    drop(never_seen);
+    assert_eq!(limiter.remaining().await.unwrap(), 3);
+    assert!(limiter.acquire_timeout(3, Duration::ZERO).await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_threads_never_have_more_than_the_limit() {
+    let limiter = ConcurrencyLimiter::local(5).unwrap();
+    let (now, most) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let tasks = (0..16).map(|_| {
+        let (limiter, now, most) = (limiter.clone(), now.clone(), most.clone());
+        tokio::spawn(async move {
+            for _ in 0..500 {
+                let permit = limiter.acquire(1).await.unwrap();
+                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, SeqCst);
+                drop(permit);
+            }
+        })
+    });
+    join_all(tasks).await.into_iter().for_each(|done| done.unwrap());
+    assert!((2..=5).contains(&most.load(SeqCst)), "{most:?}");
+    assert_eq!(limiter.remaining().await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_says_so() {
+    let store = Place::memory().open().await;
+    let kind = |result: commonhold::Result<ConcurrencyLimiter>| result.unwrap_err().kind();
+    assert_eq!(kind(ConcurrencyLimiter::local(0)), ErrorKind::InvalidInput);
+    for (_, open) in BOTH {
+        let open = |name, permits, lease, rule| open(store.clone(), name, permits, lease, rule);
+        assert_eq!(kind(open("", 1, LEASE, OnUnavailable::Allow)), ErrorKind::InvalidInput);
+        assert_eq!(kind(open("a", 0, LEASE, OnUnavailable::Allow)), ErrorKind::InvalidInput);
+        assert_eq!(kind(open("a", (1 << 32) + 1, LEASE, OnUnavailable::Allow)), ErrorKind::InvalidInput);
+        assert_eq!(kind(open("a", 1, LEASE / 10, OnUnavailable::Allow)), ErrorKind::InvalidInput);
+        assert_eq!(kind(open("a", 1, LONG * 7, OnUnavailable::Allow)), ErrorKind::InvalidInput);
+        assert_eq!(kind(open("a", 1, LEASE, SHARE)), ErrorKind::InvalidInput);
+        let none = OnUnavailable::LocalShare { instances: 0 };
+        assert_eq!(kind(open("a", 1, LEASE, none)), ErrorKind::InvalidInput);
+        let limiter = open("a", 2, LEASE, OnUnavailable::Allow).unwrap();
+        for permits in [0, 3, u64::MAX] {
+            assert_eq!(limiter.try_acquire(permits).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(limiter.acquire(permits).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_lies_under_the_key_and_is_no_limiter_is_an_error_and_not_an_outage() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let key = format!("concurrency:{name}");
+        store.put(key.as_str(), "concurrency of apples").await.unwrap();
+        let limiter = open(store.clone(), name, 2, LEASE, OnUnavailable::Allow).unwrap();
+        assert_eq!(limiter.try_acquire(1).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(limiter.acquire(1).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(limiter.remaining().await.unwrap_err().kind(), ErrorKind::Corrupt);
+        store.delete(key.as_str()).await.unwrap();
+        assert!(limiter.try_acquire(2).await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_distributed_limiter_says_what_is_left_for_all_and_gives_back_at_once_and_a_hybrid_one_keeps_some()
+{
+    let store = Place::redis().open().await;
+    let [distributed, beside] = [(); 2].map(|()| {
+        ConcurrencyLimiter::distributed(store.clone(), "a", 5, LONG, OnUnavailable::Refuse).unwrap()
+    });
+    let permit = distributed.try_acquire(2).await.unwrap().unwrap();
+    assert_eq!(permit.decision().remaining, 3);
+    assert_eq!(beside.try_acquire(4).await.unwrap().unwrap_err().remaining, 3);
+    drop(permit);
+    let back = "it is back in the store";
+    eventually(PATIENCE, back, async || beside.remaining().await.unwrap() == 5).await;
+
+    let hybrid = ConcurrencyLimiter::hybrid(store, "b", 5, LONG, OnUnavailable::Refuse).unwrap();
+    drop(hybrid.try_acquire(4).await.unwrap().unwrap());
+    assert_eq!(hybrid.try_acquire(3).now_or_never().unwrap().unwrap().unwrap().permits(), 3);
+    hybrid.release().await.unwrap();
+    assert!(hybrid.try_acquire(3).now_or_never().is_none(), "it must ask");
+}
+
+#[tokio::test]
+async fn permits_of_a_limiter_that_was_dropped_or_released_are_had_by_others() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let [one, other] =
+            [(); 2].map(|()| open(store.clone(), name, 4, LONG, OnUnavailable::Refuse).unwrap());
+        drop(one.try_acquire(4).await.unwrap().unwrap());
+        one.release().await.unwrap();
+        let all = other.try_acquire(4).await.unwrap().unwrap();
+        // The permit keeps what it needs.
+        drop(other);
+        assert!(all.is_held() && one.try_acquire(1).await.unwrap().is_err());
+        drop(all);
+        let what = "they come back";
+        eventually(PATIENCE, what, async || one.try_acquire(4).await.unwrap().is_ok()).await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_in_another_instance_has_what_comes_back() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let [one, other] =
+            [(); 2].map(|()| open(store.clone(), name, 1, LEASE, OnUnavailable::Refuse).unwrap());
+        for _ in 0..3 {
+            let held = one.acquire(1).await.unwrap();
+            let mut waiting = Box::pin(other.acquire_timeout(1, PATIENCE));
+            assert!(poll!(&mut waiting).is_pending());
+            drop(held);
+            drop(waiting.await.unwrap().unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_waits_with_many_gets_a_share_of_one_that_works_with_many() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let served = [(); 2].map(|()| Arc::new(AtomicI64::new(0)));
+        let mut tasks = tokio::task::JoinSet::new();
+        for served in served.clone() {
+            let limiter = open(store.clone(), name, 4, LEASE, OnUnavailable::Refuse).unwrap();
+            for _ in 0..12 {
+                let (limiter, served) = (limiter.clone(), served.clone());
+                tasks.spawn(async move {
+                    loop {
+                        let _permit = limiter.acquire(1).await.unwrap();
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                        served.fetch_add(1, SeqCst);
+                    }
+                });
+            }
+            // The first has had all of it by then.
+            let what = "it works";
+            eventually(PATIENCE, what, async || served.load(SeqCst) > 20).await;
+        }
+        let counts = || served.each_ref().map(|served| served.load(SeqCst));
+        let before = counts();
+        eventually(PATIENCE, "both get on", async || {
+            counts().into_iter().zip(before).all(|(now, before)| now > before + 100)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn permits_whose_lease_cannot_be_renewed_are_lost_before_others_have_them() {
+    for (name, open) in BOTH {
+        let redis = Redis::start();
+        let proxy = Proxy::before(redis.port());
+        let store = quick(&redis.url_at(proxy.port())).await;
+        let limiter = open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+        let beside = open(quick(&redis.url()).await, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+        let permit = limiter.acquire(2).await.unwrap();
+        assert!(permit.is_held());
+        proxy.set(Mode::BlackHole);
+        let others = beside.acquire(1).await.unwrap();
+        assert!(permit.lost().is_cancelled() && !permit.is_held());
+        assert!(others.is_held());
+        proxy.set(Mode::Pass);
+        // It goes back into no account.
+        let all = "the limiter goes on";
+        eventually(PATIENCE, all, async || {
+            limiter.try_acquire(1).await.is_ok_and(|taken| taken.is_ok_and(|one| !one.decision().degraded))
+        })
+        .await;
+        drop(permit);
+        let one = limiter.acquire(1).await.unwrap();
+        let refused = limiter.try_acquire(1).await.unwrap().unwrap_err();
+        assert!(!refused.degraded, "one is here, one there");
+        drop((one, others));
+        eventually(PATIENCE, all, async || limiter.try_acquire(2).await.unwrap().is_ok()).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_lost_reply_has_brought_is_known_by_the_next() {
+    for (name, open) in BOTH {
+        let redis = Redis::start();
+        let proxy = Proxy::before(redis.port());
+        let limiter = open(quick(&redis.url_at(proxy.port())).await, name, 4, LONG, OnUnavailable::Refuse);
+        let limiter = limiter.unwrap();
+        let beside = open(quick(&redis.url()).await, name, 4, LONG, OnUnavailable::Refuse).unwrap();
+        let one = limiter.acquire(1).await.unwrap();
+        proxy.set(Mode::CutReply(0));
+        let refusal = limiter.try_acquire(3).await.unwrap().unwrap_err();
+        assert!(refusal.degraded);
+        assert!(beside.remaining().await.unwrap() == 0, "the store has given them");
+        let what = "they are here";
+        eventually(PATIENCE, what, async || {
+            limiter
+                .try_acquire(3)
+                .await
+                .is_ok_and(|taken| taken.is_ok_and(|three| !three.decision().degraded))
+        })
+        .await;
+        drop(one);
+        limiter.release().await.unwrap();
+        assert_eq!(beside.remaining().await.unwrap(), 4);
+    }
+}
+
+async fn quick(url: &str) -> Store {
+    commonhold::open(&format!("{url}?call_timeout=300ms")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_store_that_is_killed_fails_open_closed_or_to_a_local_share_as_the_caller_chose() {
+    for (form, open) in BOTH {
+        for (rule, outcome) in [
+            (OnUnavailable::Allow, "failed_open"),
+            (OnUnavailable::Refuse, "failed_closed"),
+            (SHARE, "share_allowed"),
+        ] {
+            let redis = Redis::start();
+            let store = quick(&redis.url()).await;
+            let recorder = DebuggingRecorder::new();
+            let seen = recorder.snapshotter();
+            let _recording = metrics::set_default_local_recorder(&recorder);
+            let limiter = open(store, "a", 4, LEASE, rule).unwrap();
+            drop(limiter.acquire(1).await.unwrap());
+            limiter.release().await.unwrap();
+            redis.kill();
+            match rule {
+                OnUnavailable::Allow => {
+                    let permits = join_all((0..6).map(|_| limiter.acquire(1))).await;
+                    for permit in &permits {
+                        let permit = permit.as_ref().unwrap();
+                        assert!(permit.decision().degraded && permit.is_held());
+                    }
+                }
+                OnUnavailable::Refuse => {
+                    let refusal = limiter.try_acquire(1).await.unwrap().unwrap_err();
+                    assert!(refusal.degraded && refusal.retry_after > Duration::ZERO);
+                    assert_eq!(limiter.acquire(1).await.unwrap_err().kind(), ErrorKind::Unavailable);
+                }
+                OnUnavailable::LocalShare { .. } => {
+                    let two = limiter.acquire(2).await.unwrap();
+                    assert!(two.decision().degraded);
+                    assert!(limiter.try_acquire(1).await.unwrap().unwrap_err().degraded);
+                    assert!(limiter.acquire(3).await.is_err(), "a share is half of it");
+                    let mut next = Box::pin(limiter.acquire(1));
+                    assert!(poll!(&mut next).is_pending());
+                    drop(two);
+                    assert!(next.await.unwrap().decision().degraded);
+                }
+            }
+            let counted = seen.snapshot().into_vec().into_iter().any(|(key, _, _, value)| {
+                let has = |name, value| {
+                    key.key().labels().any(|label| label.key() == name && label.value() == value)
+                };
+                has("outcome", outcome)
+                    && has("form", form)
+                    && matches!(value, DebugValue::Counter(count) if count > 0)
+            });
+            assert!(counted, "{form} {outcome}");
+            redis.start_again();
+            eventually(PATIENCE, "the store decides again", async || {
+                let taken = limiter.try_acquire(4).await.unwrap();
+                taken.is_ok_and(|permit| !permit.decision().degraded)
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_hangs_calls_are_decided_at_once_but_for_the_first() {
+    for (_, open) in BOTH {
+        let plan = FaultPlan::new();
+        for _ in 0..100 {
+            plan.hang(Operation::Transact);
+        }
+        let store = Place::memory().open().await;
+        let store =
+            store.layer(Fault::new(&plan)).layer(commonhold::layers::Timeout::new(Duration::from_secs(1)));
+        let limiter = open(store, "a", 1, LEASE, OnUnavailable::Allow).unwrap();
+        assert!(limiter.acquire(1).await.unwrap().decision().degraded);
+        for _ in 0..10 {
+            let permit = limiter.acquire(1).now_or_never().unwrap().unwrap();
+            assert!(permit.decision().degraded);
+        }
+    }
+}
+
+#[tokio::test]
+async fn permits_are_lost_in_time_though_the_store_neither_answers_nor_gives_up() {
+    for (name, open) in BOTH {
+        let plan = FaultPlan::new();
+        let store = Place::memory().open().await.layer(Fault::new(&plan));
+        let limiter = open(store, name, 1, LEASE, OnUnavailable::Refuse).unwrap();
+        let permit = limiter.acquire(1).await.unwrap();
+        for _ in 0..100 {
+            plan.hang(Operation::Transact);
+        }
+        tokio::time::timeout(PATIENCE, permit.lost().cancelled()).await.unwrap();
+        assert!(!permit.is_held());
+    }
+}
+
+#[test]
+fn a_runtime_that_ends_takes_neither_permits_nor_those_in_line_with_it() {
+    for (name, open) in BOTH {
+        let runtimes = [(); 2].map(|()| tokio::runtime::Runtime::new().unwrap());
+        let [first, second] = runtimes;
+        let limiter = second.block_on(async {
+            let store = Place::redis().open().await;
+            open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap()
+        });
+        // The task that asks runs on the first.
+        let held = first.block_on(limiter.acquire(2)).unwrap();
+        let waits = second.spawn({
+            let limiter = limiter.clone();
+            async move { limiter.acquire_timeout(2, PATIENCE).await.unwrap().is_ok() }
+        });
+        second.block_on(async {
+            let what = "it stands in line";
+            eventually(PATIENCE, what, async || limiter.try_acquire(1).await.unwrap().is_err()).await;
+        });
+        first.shutdown_background();
+        drop(held);
+        assert!(second.block_on(waits).unwrap());
+    }
+}
