@@ -91,12 +91,14 @@ pub struct ConcurrencyLimiter {
 pub struct Permit {
     shared: Arc<Shared>,
     permits: u64,
-    /// Of the lease; none if the store was away.
-    generation: Option<u64>,
-    lost: CancellationToken,
+    /// Under which they are held; none if the store was away.
+    lease: Option<Arc<Lease>>,
     since: u64,
     decision: Decision,
 }
+
+/// Cancelled when it is over. In a counter of its own: to clone a token takes a lock.
+type Lease = CancellationToken;
 
 struct Shared {
     limit: u64,
@@ -121,9 +123,7 @@ struct Remote {
 struct Inner {
     pool: Pool,
     line: Line,
-    /// Counts the leases, and is cancelled when this one is over.
-    generation: u64,
-    lost: CancellationToken,
+    lease: Arc<Lease>,
     /// Permits that are out, lost ones and those that are of no lease among them.
     out: u64,
     /// For how long permits were in use lately, in microseconds.
@@ -138,7 +138,7 @@ type Answer = Result<std::result::Result<Permit, Decision>>;
 /// What is to be done once the lock is free.
 struct After {
     answers: Vec<(oneshot::Sender<Answer>, Outcome)>,
-    lost: Option<CancellationToken>,
+    over: Option<Arc<Lease>>,
 }
 
 enum Outcome {
@@ -150,8 +150,7 @@ enum Outcome {
 
 struct Admitted {
     permits: u64,
-    generation: Option<u64>,
-    lost: CancellationToken,
+    lease: Option<Arc<Lease>>,
     since: u64,
     decision: Decision,
 }
@@ -217,8 +216,7 @@ impl ConcurrencyLimiter {
         let inner = Inner {
             pool: Pool::new(form, permits, length, any_id()),
             line: Line::default(),
-            generation: 0,
-            lost: CancellationToken::new(),
+            lease: Arc::default(),
             out: 0,
             in_use_for: None,
             driven: false,
@@ -262,8 +260,11 @@ impl ConcurrencyLimiter {
     /// `InvalidInput` for 0, or more than there are; what the store says if the same call would fail again, as `Corrupt` or
     /// `Unauthorized`.
     pub async fn try_acquire(&self, permits: u64) -> Result<std::result::Result<Permit, Decision>> {
+        if let Some(permit) = self.take_here(permits)? {
+            return Ok(Ok(permit));
+        }
         let answer = self.shared.admit(permits, false).await?;
-        self.count(&answer);
+        self.count(answer.as_ref().map_or_else(|decision| decision, |permit| &permit.decision));
         Ok(answer)
     }
 
@@ -275,8 +276,11 @@ impl ConcurrencyLimiter {
     /// As [`try_acquire`](Self::try_acquire). If the store is away and the rule refuses, the store's error; with a local
     /// share it waits for that.
     pub async fn acquire(&self, permits: u64) -> Result<Permit> {
+        if let Some(permit) = self.take_here(permits)? {
+            return Ok(permit);
+        }
         let answer = self.shared.admit(permits, true).await?;
-        self.count(&answer);
+        self.count(answer.as_ref().map_or_else(|decision| decision, |permit| &permit.decision));
         // Who waits is not refused.
         answer.map_err(|_| Error::new(ErrorKind::Internal, "a call that waits for permits was refused"))
     }
@@ -290,12 +294,14 @@ impl ConcurrencyLimiter {
         permits: u64,
         timeout: Duration,
     ) -> Result<std::result::Result<Permit, Decision>> {
-        let answer = match tokio::time::timeout(timeout, self.shared.admit(permits, true)).await {
-            Ok(answer) => answer?,
-            Err(_) => Err(self.shared.refusal()),
-        };
-        self.count(&answer);
-        Ok(answer)
+        match tokio::time::timeout(timeout, self.acquire(permits)).await {
+            Ok(permit) => permit.map(Ok),
+            Err(_) => {
+                let decision = self.shared.refusal();
+                self.count(&decision);
+                Ok(Err(decision))
+            }
+        }
     }
 
     /// How many permits can be had now: here, and of a store those that no instance holds.
@@ -324,9 +330,21 @@ impl ConcurrencyLimiter {
         Ok(())
     }
 
-    fn count(&self, answer: &std::result::Result<Permit, Decision>) {
+    /// Takes so many permits if they are here.
+    fn take_here(&self, permits: u64) -> Result<Option<Permit>> {
+        let shared = &self.shared;
+        check(permits, shared.limit)?;
+        let now = shared.now();
+        let taken = shared.inner().take(permits, now);
+        let permit = taken.map(|admitted| admitted.permit(shared));
+        if let Some(permit) = &permit {
+            self.count(&permit.decision);
+        }
+        Ok(permit)
+    }
+
+    fn count(&self, decision: &Decision) {
         let Some(meter) = &self.meter else { return };
-        let decision = answer.as_ref().map_or_else(|decision| *decision, Permit::decision);
         let rule = self.shared.remote.as_ref().map(|remote| remote.rule);
         let verdict = match (decision.degraded, decision.allowed, rule) {
             (false, allowed, _) => Verdict::of(allowed),
@@ -353,14 +371,14 @@ impl Permit {
     /// Whether they are held for sure. Those that were let through without the store are held by no lease and are not lost.
     pub fn is_held(&self) -> bool {
         let inner = self.shared.inner();
-        self.generation
-            .is_none_or(|generation| generation == inner.generation && inner.pool.holds(self.shared.now()))
+        let holds = |lease| Arc::ptr_eq(lease, &inner.lease) && inner.pool.holds(self.shared.now());
+        self.lease.as_ref().is_none_or(holds)
     }
 
     /// Cancelled when they are no longer sure to be held: others may be given them. That is, as the renewal, the work of the
     /// runtime on which the limiter was first asked; once that has ended, only [`is_held`](Self::is_held) tells.
     pub fn lost(&self) -> CancellationToken {
-        self.lost.clone()
+        self.lease.as_ref().map(|lease| lease.child_token()).unwrap_or_default()
     }
 }
 
@@ -394,18 +412,17 @@ impl ConcurrencyLimiter {
 
 impl Shared {
     async fn admit(self: &Arc<Self>, permits: u64, patient: bool) -> Answer {
-        check(permits, self.limit)?;
         loop {
             let now = self.now();
-            let (lost, outcome, joined) = {
+            let (over, outcome, joined) = {
                 let mut inner = self.inner();
-                let lost = inner.give_up_what_is_over(now);
+                let over = inner.give_up_what_is_over(now);
                 let outcome = self.decide(&mut inner, permits, patient, now);
                 let joined = outcome.is_none().then(|| inner.line.join(permits, patient));
-                (lost, outcome, joined)
+                (over, outcome, joined)
             };
             let joined = joined.map(|(ticket, answer)| (InLine { shared: self, ticket }, answer));
-            self.finish(After { answers: Vec::new(), lost });
+            self.finish(After { answers: Vec::new(), over });
             if let Some(outcome) = outcome {
                 return self.answer(outcome);
             }
@@ -421,8 +438,8 @@ impl Shared {
 
     /// What can be said at once.
     fn decide(&self, inner: &mut Inner, permits: u64, patient: bool, now: u64) -> Option<Outcome> {
-        if inner.line.is_empty() && inner.pool.take(permits, now) {
-            return Some(inner.admitted(permits, now));
+        if let Some(admitted) = inner.take(permits, now) {
+            return Some(Outcome::Admitted(admitted));
         }
         let waiting = inner.line.waiting().all;
         inner.pool.wanted(waiting.saturating_add(permits));
@@ -440,10 +457,7 @@ impl Shared {
 
     fn answer(self: &Arc<Self>, outcome: Outcome) -> Answer {
         match outcome {
-            Outcome::Admitted(admitted) => {
-                let Admitted { permits, generation, lost, since, decision } = admitted;
-                Ok(Ok(Permit { shared: Arc::clone(self), permits, generation, lost, since, decision }))
-            }
+            Outcome::Admitted(admitted) => Ok(Ok(admitted.permit(self))),
             Outcome::Refused(decision) => Ok(Err(decision)),
             Outcome::Failed(error) => Err(error),
         }
@@ -454,8 +468,8 @@ impl Shared {
             // Who does not wait any more drops its permits.
             drop(waiter.send(self.answer(outcome)));
         }
-        if let Some(lost) = after.lost {
-            lost.cancel();
+        if let Some(lease) = after.over {
+            lease.cancel();
         }
     }
 
@@ -510,16 +524,16 @@ impl Shared {
                         tracing::info!(limiter = &*remote.name, "the store of the limiter is back");
                     }
                     let held = inner.pool.answered(reply, sent);
-                    let lost = if held { None } else { inner.give_up() };
+                    let over = if held { None } else { inner.give_up() };
                     let mut answers = inner.serve(remote.share, now);
                     answers.extend(inner.refuse_before(asked, now));
-                    (After { answers, lost }, Ok(()))
+                    (After { answers, over }, Ok(()))
                 }
                 Err(error) if error.retry() == Retry::Never => {
                     inner.pool.unanswered();
                     let line = inner.line.dissolve().into_values();
                     let failed = line.map(|waiter| (waiter.answer, Outcome::Failed(error.clone())));
-                    (After { answers: failed.collect(), lost: None }, Err(error))
+                    (After { answers: failed.collect(), over: None }, Err(error))
                 }
                 Err(error) => {
                     // Its requests can be repeated, so none of them is charged twice.
@@ -529,7 +543,7 @@ impl Shared {
                         tracing::warn!(limiter = &*remote.name, %error, ?rule, "the store of a limiter is away");
                     }
                     let answers = inner.answer_by_rule(remote, &error, now);
-                    (After { answers, lost: None }, Err(error))
+                    (After { answers, over: None }, Err(error))
                 }
             }
         };
@@ -547,13 +561,25 @@ impl Shared {
     }
 }
 
+impl Admitted {
+    fn permit(self, shared: &Arc<Shared>) -> Permit {
+        let Self { permits, lease, since, decision } = self;
+        Permit { shared: Arc::clone(shared), permits, lease, since, decision }
+    }
+}
+
 impl Inner {
+    /// Takes so many permits if they are here and nobody stands in line for them.
+    fn take(&mut self, permits: u64, now: u64) -> Option<Admitted> {
+        (self.line.is_empty() && self.pool.take(permits, now)).then(|| self.admitted(permits, now))
+    }
+
     /// Gives those in line what is here, in their order; while the store is away, up to the local share.
     fn serve(&mut self, share: Option<u64>, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
         let mut served = Vec::new();
         while let Some((ticket, permits)) = self.line.first() {
             let outcome = if self.pool.take(permits, now) {
-                self.admitted(permits, now)
+                Outcome::Admitted(self.admitted(permits, now))
             } else if self.away.is_some() && share.is_some_and(|share| self.out + permits <= share) {
                 self.unbooked(permits, now)
             } else {
@@ -617,11 +643,10 @@ impl Inner {
     }
 
     /// Of permits that the pool has given.
-    fn admitted(&mut self, permits: u64, now: u64) -> Outcome {
+    fn admitted(&mut self, permits: u64, now: u64) -> Admitted {
         self.out += permits;
         let decision = Decision { allowed: true, retry_after: Duration::ZERO, ..self.refusal(now) };
-        let (generation, lost) = (Some(self.generation), self.lost.clone());
-        Outcome::Admitted(Admitted { permits, generation, lost, since: now, decision })
+        Admitted { permits, lease: Some(Arc::clone(&self.lease)), since: now, decision }
     }
 
     /// Of permits that nobody has given.
@@ -634,8 +659,7 @@ impl Inner {
             degraded: true,
             ..self.refusal(now)
         };
-        let lost = CancellationToken::new();
-        Outcome::Admitted(Admitted { permits, generation: None, lost, since: now, decision })
+        Outcome::Admitted(Admitted { permits, lease: None, since: now, decision })
     }
 
     fn refusal(&self, now: u64) -> Decision {
@@ -651,22 +675,21 @@ impl Inner {
         }
     }
 
-    fn give_up_what_is_over(&mut self, now: u64) -> Option<CancellationToken> {
+    fn give_up_what_is_over(&mut self, now: u64) -> Option<Arc<Lease>> {
         if self.pool.is_over(now) { self.give_up() } else { None }
     }
 
     /// Counts no more on what the lease has brought.
-    fn give_up(&mut self) -> Option<CancellationToken> {
+    fn give_up(&mut self) -> Option<Arc<Lease>> {
         let in_use = self.pool.begin_anew(any_id());
-        self.generation += 1;
-        let lost = std::mem::take(&mut self.lost);
+        let over = std::mem::take(&mut self.lease);
         if in_use > 0 {
             tracing::warn!(
                 permits = in_use,
                 "permits of a concurrency limit were lost while they were in use"
             );
         }
-        Some(lost)
+        Some(over)
     }
 }
 
@@ -687,7 +710,7 @@ impl Drop for InLine<'_> {
             let share = self.shared.remote.as_ref().and_then(|remote| remote.share);
             inner.serve(share, self.shared.now())
         };
-        self.shared.finish(After { answers, lost: None });
+        self.shared.finish(After { answers, over: None });
     }
 }
 
@@ -702,13 +725,15 @@ impl Drop for Permit {
             // The mean of about the last eight.
             let mean = inner.in_use_for.map_or(used_for, |mean| mean - mean / 8 + used_for / 8);
             inner.in_use_for = Some(mean);
-            if self.generation == Some(inner.generation) {
+            if self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease, &inner.lease)) {
                 inner.pool.give_back(self.permits);
             }
             let answers = inner.serve(shared.remote.as_ref().and_then(|remote| remote.share), now);
             (answers, inner.away.is_none() && inner.pool.next(inner.line.waiting(), now) == Next::Ask)
         };
-        shared.finish(After { answers, lost: None });
+        if !answers.is_empty() {
+            shared.finish(After { answers, over: None });
+        }
         if ask {
             shared.drive();
         }
@@ -726,9 +751,9 @@ impl Driver {
         loop {
             let Some(shared) = self.shared.upgrade() else { return };
             let now = shared.now();
-            let (lost, next) = {
+            let (over, next) = {
                 let mut inner = shared.inner();
-                let lost = inner.give_up_what_is_over(now);
+                let over = inner.give_up_what_is_over(now);
                 let next = match (inner.pool.next(inner.line.waiting(), now), &inner.away) {
                     (Next::Ask, Some((_, since))) if since.elapsed() < LEFT_ALONE => {
                         Next::At(now + (LEFT_ALONE - since.elapsed()).as_micros() as u64 + 1)
@@ -737,9 +762,9 @@ impl Driver {
                 };
                 // Under the lock: whoever comes later begins another.
                 inner.driven = next != Next::Nothing;
-                (lost, next)
+                (over, next)
             };
-            shared.finish(After { answers: Vec::new(), lost });
+            shared.finish(After { answers: Vec::new(), over });
             match next {
                 Next::Ask => {
                     let ask = |inner: &mut Inner, now| inner.pool.request(inner.line.waiting(), now);
