@@ -25,6 +25,9 @@ use crate::{
 /// SIGTERM, and after 5 seconds SIGKILL. Until then, or if this process itself is killed, the command goes on without a
 /// lock, and the next holder may have begun: what it writes must carry the token.
 ///
+/// With --at-once so many may hold it at a time: it is a semaphore then, apart from the lock of that name, and everybody must
+/// name the same number. Its tokens tell the holders apart, and keep nobody from writing.
+///
 /// Without a command it shows who holds the lock; without a name, too, who holds any lock, semaphore or read-write lock.
 ///
 /// Exit code: that of the command (127 if there is none of that name, 126 if it cannot be run, 128 and the number of
@@ -36,6 +39,7 @@ Examples:
   commonhold lock nightly-report -- ./report.sh
   commonhold lock deploy --wait 10m --ttl 1m -- make deploy
   commonhold lock cleanup --wait 0s -- ./cleanup.sh   # not had: exit code 1
+  commonhold lock export --at-once 3 --wait 1h -- ./export.sh
   commonhold lock --watch
 
 A disk: store is open in one process at a time; to hold a lock between processes takes a shared store.")]
@@ -48,6 +52,9 @@ pub(crate) struct Args {
     /// How long to wait for the lock; 0s is not to wait
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "10s")]
     wait: Duration,
+    /// How many may hold it at a time, if more than one
+    #[arg(long, value_name = "N", requires = "name")]
+    at_once: Option<u64>,
     /// Show who holds it, again and again until Ctrl-C
     #[arg(long, conflicts_with = "command")]
     watch: bool,
@@ -55,6 +62,9 @@ pub(crate) struct Args {
     #[arg(last = true, value_name = "CMD", requires = "name")]
     command: Vec<OsString>,
 }
+
+const LOCK: &str = "lock";
+const SEMAPHORE: &str = "semaphore";
 
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     let store = context.open().await?;
@@ -65,15 +75,19 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             hold::refuse_empty_command()?;
             let list = async || match name {
                 Some(name) => {
-                    Ok(vec![Shown { kind: "lock", name: name.clone(), holders: locks.show(name).await? }])
+                    let (kind, holders) = match args.at_once {
+                        Some(permits) => (SEMAPHORE, locks.semaphore(name, permits)?.show().await?),
+                        None => (LOCK, locks.show(name).await?),
+                    };
+                    Ok(vec![Shown { kind, name: name.clone(), holders }])
                 }
                 None => {
                     let lock = async |name: &str| Ok(locks.show(name).await?);
                     // How many permits there are is not in the store.
                     let semaphore = async |name: &str| Ok(locks.semaphore(name, 1)?.show().await?);
                     let rw_lock = async |name: &str| Ok(locks.rw_lock(name)?.show().await?);
-                    let mut all = held(&store, "lock", Locks::KEY_PREFIX, lock).await?;
-                    all.extend(held(&store, "semaphore", Semaphore::KEY_PREFIX, semaphore).await?);
+                    let mut all = held(&store, LOCK, Locks::KEY_PREFIX, lock).await?;
+                    all.extend(held(&store, SEMAPHORE, Semaphore::KEY_PREFIX, semaphore).await?);
                     all.extend(held(&store, hold::RWLOCK, RwLock::KEY_PREFIX, rw_lock).await?);
                     Ok(all)
                 }
@@ -84,10 +98,14 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
 }
 
 async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
+    let semaphore = args.at_once.map(|permits| locks.semaphore(name, permits)).transpose()?;
+    let kind = if semaphore.is_some() { SEMAPHORE } else { LOCK };
     let claim = async {
-        match args.wait {
-            Duration::ZERO => locks.try_acquire(name, args.ttl).await,
-            wait => locks.acquire(name, args.ttl, wait).await,
+        match (&semaphore, args.wait) {
+            (None, Duration::ZERO) => locks.try_acquire(name, args.ttl).await,
+            (None, wait) => locks.acquire(name, args.ttl, wait).await,
+            (Some(semaphore), Duration::ZERO) => semaphore.try_acquire(1, args.ttl).await,
+            (Some(semaphore), wait) => semaphore.acquire(1, args.ttl, wait).await,
         }
     };
     let mut signals = hold::Signals::new()?;
@@ -96,18 +114,19 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
         // What a store that hung grants later would be held by nobody for as long as --ttl.
         signals.tidy_up(locks.settled()).await;
         claimed?;
-        let failure = Failure::no(format!("the lock {name:?} is held by somebody else"));
+        let others = if semaphore.is_some() { "as many others as may" } else { "somebody else" };
+        let failure = Failure::no(format!("the {kind} {name:?} is held by {others}"));
         return Err(failure.help("without a command, `commonhold lock` shows who holds what"));
     };
     let lost = guard.lost();
     match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned(), &mut signals).await {
         Ok(hold::Ended::By(status)) => {
-            hold::release("lock", guard.release(), &mut signals).await;
+            hold::release(kind, guard.release(), &mut signals).await;
             hold::exit_as(status)
         }
-        Ok(hold::Ended::Lost) => Err(hold::lost("lock", name)),
+        Ok(hold::Ended::Lost) => Err(hold::lost(kind, name)),
         Err(failure) => {
-            hold::release("lock", guard.release(), &mut signals).await;
+            hold::release(kind, guard.release(), &mut signals).await;
             Err(failure)
         }
     }

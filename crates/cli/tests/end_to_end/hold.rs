@@ -106,6 +106,28 @@ fn semaphores_and_read_write_locks_are_shown_beside_locks() {
 }
 
 #[test]
+fn so_many_commands_run_at_once_as_may() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let lock = |arguments: &[&str]| {
+        let all = [&["--store", &store, "lock", "export", "--at-once", "2"], arguments].concat();
+        sandbox.start(all)
+    };
+    let mut holders = [(); 2].map(|()| lock(&["--", "sh", "-c", "echo running >&2; read line"]));
+    holders.iter_mut().for_each(|holder| holder.wait_for_note("running"));
+    let outcome = lock(&["--wait", "0s", "--", "echo", "no"]).end();
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(1), &b""[..]), "{outcome:?}");
+    let shown = sandbox.ok(&["--store", &store, "lock", "export", "--at-once", "2"]);
+    assert_eq!(shown.lines().filter(|line| line.contains("semaphore")).count(), 2, "{shown}");
+    let waiting = lock(&["--wait", "100s", "--", "echo", "had"]);
+    drop(holders[1].child().stdin.take());
+    let outcome = waiting.end();
+    assert_eq!((outcome.code, &outcome.stdout[..]), (Some(0), &b"had\n"[..]), "{outcome:?}");
+    assert_eq!(sandbox.run(["--store", &store, "lock", "export", "--", "true"]).code, Some(0), "the lock");
+    let none = sandbox.run(["--store", &store, "lock", "export", "--at-once", "0", "--", "true"]);
+    assert_eq!(none.code, Some(2), "{none:?}");
+}
+
+#[test]
 fn a_lock_comes_free_when_its_holder_is_killed() {
     let (sandbox, store) = (Sandbox::new(), store());
     let holder = start(&sandbox, &store, "lock", "job", "read line");
