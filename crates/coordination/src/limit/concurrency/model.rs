@@ -29,8 +29,8 @@ struct Instance {
     offset: u64,
     /// What calls in progress hold.
     calls: Vec<u64>,
-    /// Requests that were sent and have not arrived.
-    late: Vec<Hold>,
+    /// Requests that were sent: they may arrive late, and once more.
+    sent: Vec<Hold>,
 }
 
 impl World {
@@ -56,9 +56,9 @@ impl World {
     fn exchange(&mut self, instance: &mut Instance, waiting: Waiting, way: &Way) {
         let sent = instance.clock(self.now);
         let request = instance.pool.request(waiting, sent);
+        instance.sent.push(request.clone());
         self.now += way.takes;
         if !way.sent {
-            instance.late.push(request);
             return;
         }
         let reply = self.apply(&request);
@@ -104,7 +104,7 @@ impl World {
 
 impl Instance {
     fn new(form: Form, limit: u64, id: u64, (pace, offset): (u64, u64)) -> Self {
-        Self { pool: Pool::new(form, limit, LEASE, id), pace, offset, calls: Vec::new(), late: Vec::new() }
+        Self { pool: Pool::new(form, limit, LEASE, id), pace, offset, calls: Vec::new(), sent: Vec::new() }
     }
 
     fn clock(&self, now: u64) -> u64 {
@@ -157,9 +157,10 @@ enum Event {
         instance: usize,
         way: Way,
     },
-    /// A request that was thought lost arrives.
+    /// A request that was thought lost arrives, or one arrives once more.
     Arrive {
         instance: usize,
+        which: usize,
     },
     /// Ends with all its calls, and another takes its place.
     Die {
@@ -181,7 +182,7 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|(instance, permits, way)| Event::Call { instance, permits, way }),
         8 => (instance.clone(), any::<usize>()).prop_map(|(instance, which)| Event::End { instance, which }),
         4 => (instance.clone(), way).prop_map(|(instance, way)| Event::Rest { instance, way }),
-        2 => instance.clone().prop_map(|instance| Event::Arrive { instance }),
+        4 => (instance.clone(), 0_usize..4).prop_map(|(instance, which)| Event::Arrive { instance, which }),
         1 => instance.prop_map(|instance| Event::Die { instance }),
         1 => prop_oneof![0_u64..1_000, 0_u64..10_000_000].prop_map(Event::StepBack),
     ]
@@ -212,9 +213,9 @@ proptest! {
                 }
                 Event::End { instance, which } => instances[instance].end_call(which),
                 Event::Rest { instance, way } => world.rest(&mut instances[instance], &way),
-                Event::Arrive { instance } => {
-                    if let Some(request) = instances[instance].late.pop() {
-                        world.apply(&request);
+                Event::Arrive { instance, which } => {
+                    if let Some(request) = instances[instance].sent.iter().rev().nth(which) {
+                        world.apply(request);
                     }
                 }
                 Event::Die { instance } => instances[instance] = born(instance),
@@ -381,6 +382,34 @@ fn those_who_need_more_than_half_each_do_not_keep_each_other_from_going_on() {
         let got = live(5, 10, &mut [busy(0, 3), busy(1, 4), busy(2, 3)]);
         assert!(got.iter().sum::<u64>() >= 200, "{form:?}: {got:?}");
     }
+}
+
+#[test]
+fn what_the_store_has_forgotten_is_held_on_unless_others_have_it() {
+    for others in [2, 5] {
+        let mut world = World::new(10);
+        let mut instances = [0, 1].map(|id| Instance::new(Form::Distributed, 10, id, (1_000, 0)));
+        let [first, other] = &mut instances;
+        assert!(world.call(first, 8, &SAFE));
+        world.state = None;
+        assert!(world.call(other, others, &SAFE));
+        world.now += LEASE / 2;
+        world.rest(first, &SAFE);
+        assert_eq!(first.calls.is_empty(), others > 2);
+        world.assert_within_the_limit(&instances);
+    }
+}
+
+#[test]
+fn a_request_that_arrives_once_more_takes_nothing_back_though_others_lack_some_by_now() {
+    let mut world = World::new(4);
+    let mut instances = [0, 1].map(|id| Instance::new(Form::Distributed, 4, id, (1_000, 0)));
+    let [first, other] = &mut instances;
+    assert!(world.call(first, 3, &SAFE) && world.call(first, 1, &SAFE));
+    assert!(!world.call(other, 4, &SAFE));
+    world.apply(&first.sent[1]);
+    assert_eq!(world.free(), 0);
+    assert!(!world.call(other, 1, &SAFE));
 }
 
 #[test]
