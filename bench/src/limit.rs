@@ -84,7 +84,62 @@ pub(crate) fn run(runtime: &Runtime, pairs: usize) -> commonhold::Result<()> {
             println!("| {of}, {lease:?} | {who} | {} |", runtime.block_on(shares(limit, lease, wanted))?);
         }
     }
+    for (who, wanted) in [
+        ("each wants 40", [40; INSTANCES]),
+        ("one wants 40, three nothing", [40, 0, 0, 0]),
+        ("one wants 40, three 2 each", [40, 2, 2, 2]),
+    ] {
+        let shares = runtime.block_on(permit_shares(wanted))?;
+        println!("| {AT_ONCE} calls of 10 ms at a time, {LEASE:?} | {who} | {shares} |");
+    }
     Ok(())
+}
+
+/// What each of several instances has in use of a concurrency limit, each with connections of its own, if it wants so much.
+async fn permit_shares(wanted: [u64; INSTANCES]) -> commonhold::Result<String> {
+    let prefix = unique("bench:");
+    let begun = Instant::now();
+    let mut instances = Vec::new();
+    for wanted in wanted {
+        let config = RedisConfig::from_url(StoreUrl::parse(redis_url())?)?.key_prefix(&prefix);
+        let store = Store::new(RedisBackend::open(config).await?);
+        let limiter = ConcurrencyLimiter::hybrid(store, "shared", AT_ONCE, LEASE, OnUnavailable::Refuse)?;
+        instances.push((0..wanted).map(|_| tokio::spawn(occupy(limiter.clone(), begun))).collect::<Vec<_>>());
+    }
+    let mut got = Vec::new();
+    for calls in instances {
+        let mut in_use = 0;
+        for call in calls {
+            let ended = |_| commonhold::Error::new(commonhold::ErrorKind::Closed, "an instance has ended");
+            in_use += call.await.map_err(ended)??;
+        }
+        got.push(in_use);
+    }
+    let limit = u64::try_from(WATCHED.as_micros()).unwrap_or(u64::MAX) * AT_ONCE;
+    Ok(in_percent(&got, limit))
+}
+
+const AT_ONCE: u64 = 12;
+
+/// Makes calls of 10 ms, one after the other, and says for how many microseconds they had a permit while watched.
+async fn occupy(limiter: ConcurrencyLimiter, begun: Instant) -> commonhold::Result<u64> {
+    let mut in_use = 0;
+    while begun.elapsed() < 2 * WATCHED {
+        let left = (2 * WATCHED).saturating_sub(begun.elapsed());
+        let Ok(_permit) = limiter.acquire_timeout(1, left).await? else { break };
+        let since = begun.elapsed().max(WATCHED);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let until = begun.elapsed().min(2 * WATCHED);
+        in_use += u64::try_from(until.saturating_sub(since).as_micros()).unwrap_or(u64::MAX);
+    }
+    Ok(in_use)
+}
+
+/// All of them together, and each, of a limit.
+fn in_percent(got: &[u64], limit: u64) -> String {
+    let percent = |permits: u64| format!("{} %", (100 * permits + limit / 2) / limit);
+    let each: Vec<String> = got.iter().copied().map(percent).collect();
+    format!("{} | {}", percent(got.iter().sum()), each.join(", "))
 }
 
 /// Permits a second that instances share.
@@ -92,7 +147,7 @@ const RATE: u64 = 10_000;
 const INSTANCES: usize = 4;
 /// For how long they are watched, after as long to settle.
 const WATCHED: Duration = Duration::from_secs(5);
-const SHARES_HEADING: &str = "| of four instances at 10,000/s; leases | who wants | let through, of the limit | of the limit, each |\n\
+const SHARES_HEADING: &str = "| of four instances, at 10,000/s; leases | who wants | let through, of the limit | of the limit, each |\n\
                               |---|---|---:|---|";
 
 /// What each of several instances gets of a limit, each with connections of its own, if they want so much a second.
@@ -110,10 +165,7 @@ async fn shares(limit: Limit, lease: Duration, wanted: [u64; INSTANCES]) -> comm
         let ended = |_| commonhold::Error::new(commonhold::ErrorKind::Closed, "an instance has ended");
         got.push(task.await.map_err(ended)??);
     }
-    let limit = RATE * WATCHED.as_secs();
-    let percent = |permits: u64| format!("{} %", (100 * permits + limit / 2) / limit);
-    let each: Vec<String> = got.iter().copied().map(percent).collect();
-    Ok(format!("{} | {}", percent(got.iter().sum()), each.join(", ")))
+    Ok(in_percent(&got, RATE * WATCHED.as_secs()))
 }
 
 /// Asks for so many permits a second, one by one every millisecond, and says how many it was given while watched.
