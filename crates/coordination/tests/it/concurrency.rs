@@ -194,7 +194,7 @@ async fn permits_of_a_limiter_that_was_dropped_or_released_are_had_by_others() {
     let store = Place::redis().open().await;
     for (name, open) in BOTH {
         let [one, other] =
-            [(); 2].map(|()| open(store.clone(), name, 4, LONG, OnUnavailable::Refuse).unwrap());
+            [(); 2].map(|()| open(store.clone(), name, 4, LONG / 10, OnUnavailable::Refuse).unwrap());
         drop(one.try_acquire(4).await.unwrap().unwrap());
         one.release().await.unwrap();
         let all = other.try_acquire(4).await.unwrap().unwrap();
@@ -406,6 +406,126 @@ async fn permits_are_lost_in_time_though_the_store_neither_answers_nor_gives_up(
         }
         tokio::time::timeout(PATIENCE, permit.lost().cancelled()).await.unwrap();
         assert!(!permit.is_held());
+    }
+}
+
+/// As long as a lease can be: who waits for a part of it waits longer than any test.
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn who_asks_for_what_is_free_has_it_at_once_whatever_was_refused_before() {
+    let store = Place::memory().open().await;
+    for (name, open) in BOTH {
+        let [one, other] =
+            [(); 2].map(|()| open(store.clone(), name, 5, HOUR, OnUnavailable::Refuse).unwrap());
+        let two = other.acquire(2).await.unwrap();
+        // What many were refused few can have.
+        assert!(one.try_acquire(5).await.unwrap().is_err());
+        let few = tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap();
+        let (many, few_more) = tokio::join!(one.try_acquire(4), one.try_acquire(1));
+        assert!(many.unwrap().is_err() && few_more.unwrap().is_ok());
+        // What was refused while it was in use can be had when it is not.
+        drop((two, few));
+        other.release().await.unwrap();
+        one.release().await.unwrap();
+        let all = tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap();
+        let waits = tokio::spawn({
+            let one = one.clone();
+            async move { one.acquire(1).await.map(drop) }
+        });
+        eventually(PATIENCE, "it stands in line", async || one.try_acquire(1).await.unwrap().is_err()).await;
+        drop(all);
+        tokio::time::timeout(PATIENCE, waits).await.unwrap().unwrap().unwrap();
+        drop(tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap());
+    }
+    let [one, other] = [(); 2].map(|()| {
+        ConcurrencyLimiter::distributed(store.clone(), "c", 1, HOUR, OnUnavailable::Refuse).unwrap()
+    });
+    let only = other.acquire(1).await.unwrap();
+    assert!(one.try_acquire(1).await.unwrap().is_err());
+    drop(only);
+    other.release().await.unwrap();
+    drop(tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn nobody_is_refused_by_the_answer_to_another_request() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let limiter = open(store.clone(), name, 4, HOUR, OnUnavailable::Refuse).unwrap();
+        for round in 0..50 {
+            let (taken, released) = tokio::join!(limiter.try_acquire(2), limiter.release());
+            released.unwrap();
+            assert!(taken.unwrap().is_ok(), "{name}: all were free in round {round}");
+            // One whose reply nobody waits for.
+            drop(limiter.release().now_or_never());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_comes_after_its_lease_is_the_store_being_away() {
+    for (name, open) in BOTH {
+        let plan = FaultPlan::new();
+        let store = Place::memory().open().await.layer(Fault::new(&plan));
+        let limiter = open(store, name, 4, LEASE / 5, OnUnavailable::Allow).unwrap();
+        plan.delay(Operation::Transact, LEASE / 2);
+        assert!(limiter.acquire(2).await.unwrap().decision().degraded);
+        eventually(PATIENCE, "the store decides again", async || {
+            !limiter.acquire(1).await.unwrap().decision().degraded
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_the_caller_must_mend_is_told_though_the_store_was_away_before() {
+    for (name, open) in BOTH {
+        let plan = FaultPlan::new();
+        let store = Place::memory().open().await;
+        let limiter =
+            open(store.clone().layer(Fault::new(&plan)), name, 2, HOUR, OnUnavailable::Refuse).unwrap();
+        let _held = limiter.acquire(1).await.unwrap();
+        plan.refuse(Operation::Transact);
+        assert!(limiter.try_acquire(2).await.unwrap_or_else(|error| panic!("{error}")).is_err());
+        let key = format!("concurrency:{name}");
+        store.put(key.as_str(), "apples").await.unwrap();
+        eventually(PATIENCE, "it is told", async || {
+            limiter.try_acquire(2).await.is_err_and(|error| error.kind() == ErrorKind::Corrupt)
+        })
+        .await;
+        store.delete(key.as_str()).await.unwrap();
+        assert!(!limiter.acquire(1).await.unwrap().decision().degraded);
+    }
+}
+
+#[tokio::test]
+async fn whom_the_rule_refuses_is_counted_though_it_would_have_waited() {
+    let recorder = DebuggingRecorder::new();
+    let seen = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let plan = FaultPlan::new();
+    let store = Place::memory().open().await.layer(Fault::new(&plan));
+    let limiter = ConcurrencyLimiter::distributed(store, "a", 2, LEASE, OnUnavailable::Refuse).unwrap();
+    plan.refuse(Operation::Transact);
+    assert!(limiter.acquire(1).await.is_err());
+    let counted = seen.snapshot().into_vec().into_iter().any(|(key, _, _, value)| {
+        key.key().labels().any(|label| label.value() == "failed_closed") && value == DebugValue::Counter(1)
+    });
+    assert!(counted);
+}
+
+#[test]
+fn without_a_runtime_to_ask_on_it_is_an_error() {
+    for (name, open) in BOTH {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let handle = runtime.handle().clone();
+        let store = runtime.block_on(Place::memory().open());
+        let limiter = open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+        runtime.shutdown_background();
+        let kind = |taken: commonhold::Result<_>| taken.map(drop).unwrap_err().kind();
+        assert_eq!(kind(handle.block_on(limiter.acquire(1))), ErrorKind::Closed);
+        assert_eq!(kind(limiter.acquire(1).now_or_never().unwrap()), ErrorKind::Closed);
     }
 }
 

@@ -1,13 +1,13 @@
 //! The transition by which an instance holds permits of a concurrency limit on lease.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use commonhold_core::{Error, ErrorKind, Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
 use crate::{
     limit::{
         config::MAX,
-        leases::{Lease, Leases, MAX_LEASES},
+        leases::MAX_LEASES,
         state::{Number, STAYS_MICROS, Word, now_micros},
     },
     state::{Fields, corrupt},
@@ -83,23 +83,30 @@ impl Hold {
     }
 
     /// With what the others hold and want.
-    fn answer(&self, others: &Leases, held: u64, expires: u64, now: u64) -> String {
-        let free = self.limit.saturating_sub(others.held() + held);
+    fn answer(&self, others: &[Lease], own: &Lease, now: u64) -> String {
+        let Lease { held, expires, .. } = *own;
+        let free = self.limit.saturating_sub(held_by(others) + held);
         // Whoever has just been given what it must have may use that.
         let granted = if self.need > 0 && held >= self.keep + self.need { held } else { 0 };
-        let cap = self.cap(others).max(granted);
+        let cap = self.cap(others, own.since, now).max(granted);
         format!("{held} {} {cap} {free}", expires.saturating_sub(now))
     }
 
     /// How many it may hold: the limit if nobody else lacks any, or else an equal share, where those who want less than
-    /// that leave the rest to the others. It is 0 if there are fewer permits than instances that want some: they take turns.
-    fn cap(&self, others: &Leases) -> u64 {
+    /// that leave the rest to the others. It is 0 if there are fewer permits than instances that want some, who take
+    /// turns, and while another has had none for too long.
+    fn cap(&self, others: &[Lease], since: u64, now: u64) -> u64 {
         if lacking(others) == 0 {
             return self.limit;
         }
-        let mut claims: Vec<_> = others.0.iter().map(|lease| lease.want).chain([self.want]).collect();
+        if self.is_behind(others, since, now) {
+            return 0;
+        }
+        let mut claims: Vec<_> = others.iter().map(|lease| lease.want).chain([self.want]).collect();
         claims.sort_unstable();
-        let (mut left, mut count) = (self.limit, claims.len() as u64);
+        // Of those who go by different limits all keep to the smallest.
+        let smallest = others.iter().map(|lease| lease.limit).fold(self.limit, u64::min);
+        let (mut left, mut count) = (smallest, claims.len() as u64);
         for claim in claims {
             let share = left / count;
             if claim > share {
@@ -109,11 +116,41 @@ impl Hold {
         }
         self.limit
     }
+
+    /// Whether another has wanted some and had none for a lease, and for longer than this one. Who wants many at a time
+    /// would never have them otherwise while others go on with few.
+    fn is_behind(&self, others: &[Lease], since: u64, now: u64) -> bool {
+        let longest = others.iter().map(|lease| lease.since).filter(|since| *since > 0).min();
+        longest.is_some_and(|longest| longest + self.length <= now && (since == 0 || longest < since))
+    }
+}
+
+/// What an instance holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lease {
+    /// The instance.
+    id: u64,
+    /// The number of its last request.
+    seq: u64,
+    /// Permits it may have.
+    held: u64,
+    /// Permits it would like to have.
+    want: u64,
+    /// When they are free, in microseconds of the store's clock.
+    expires: u64,
+    /// How many there are, as it sees it.
+    limit: u64,
+    /// Since when it wants some and has none; 0 if that is not so.
+    since: u64,
+}
+
+fn held_by(leases: &[Lease]) -> u64 {
+    leases.iter().map(|lease| lease.held).sum()
 }
 
 /// How many have less than they would like to have.
-fn lacking(leases: &Leases) -> u64 {
-    leases.0.iter().filter(|lease| lease.want > lease.held).count() as u64
+fn lacking(leases: &[Lease]) -> u64 {
+    leases.iter().filter(|lease| lease.want > lease.held).count() as u64
 }
 
 impl Transition for Hold {
@@ -124,46 +161,61 @@ impl Transition for Hold {
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let now = now_micros(now);
         let mut leases = read(state, now)?;
-        let own = leases.remove(self.id);
+        let own = leases.iter().position(|lease| lease.id == self.id).map(|index| leases.remove(index));
         if let Some(own) = &own
             && own.seq >= self.seq
         {
-            return Ok(Step::nothing(self.answer(&leases, own.held, own.expires, now)));
+            return Ok(Step::nothing(self.answer(&leases, own, now)));
         }
-        if leases.0.len() == MAX_LEASES {
+        if leases.len() == MAX_LEASES {
             let message = format!("{MAX_LEASES} instances hold permits of this limit, and no more can");
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
-        let free = self.limit.saturating_sub(leases.held());
+        let (had, since) = own.map_or((0, 0), |own| (own.held, own.since));
+        let free = self.limit.saturating_sub(held_by(&leases));
         // What a greater limit has lent stays lent.
-        let keep = self.keep.min(own.map_or(0, |own| own.held).max(free));
-        let (available, most) = (free.saturating_sub(keep), self.cap(&leases));
-        let yields = keep > 0 && keep + self.need > most;
-        let more = if available < self.need || self.need > 0 && yields {
+        let keep = self.keep.min(had.max(free));
+        let (available, others, most) =
+            (free.saturating_sub(keep), lacking(&leases), self.cap(&leases, since, now));
+        let refused = if self.need == 0 {
+            others > 0
+        } else {
+            available < self.need
+                || keep > 0 && keep + self.need > most
+                || self.is_behind(&leases, since, now)
+        };
+        let more = if refused {
             0
         } else {
             // One share stays for those who come next.
-            let share = (available / (lacking(&leases) + 2)).min(most.saturating_sub(keep));
+            let share = (available / (others + 2)).min(most.saturating_sub(keep));
             self.want.saturating_sub(keep).min(share.max(self.need))
         };
-        let (held, expires) = (keep + more, (now + self.length).min(MAX - 1));
-        let reply = self.answer(&leases, held, expires, now);
-        let Self { id, seq, want, .. } = *self;
+        let Self { limit, id, seq, want, length, .. } = *self;
+        let (held, expires) = (keep + more, (now + length).min(MAX - 1));
+        let since = match (held, since) {
+            (0, 0) if want > 0 => now.max(1),
+            (0, since) if want > 0 => since,
+            _ => 0,
+        };
+        let own = Lease { id, seq, held, want, expires, limit, since };
+        let reply = self.answer(&leases, &own, now);
         if held > 0 || want > 0 {
-            leases.0.push(Lease { id, seq, held, want, expires });
+            leases.push(own);
         }
-        let Some(last) = leases.0.iter().map(|lease| lease.expires).max() else {
+        let Some(last) = leases.iter().map(|lease| lease.expires).max() else {
             return Ok(Step::delete(reply));
         };
         let mut state = format!("concurrency {now}");
-        leases.write(&mut state);
+        for Lease { id, seq, held, want, expires, limit, since } in &leases {
+            let _infallible = write!(state, " {id} {seq} {held} {want} {expires} {limit} {since}");
+        }
         let ttl = Duration::from_micros(last.saturating_sub(now) + STAYS_MICROS);
         Ok(Step::put(state, Expiry::After(ttl), reply))
     }
 
     fn script(&self) -> Option<ScriptCall> {
-        const SOURCE: &str =
-            concat!(include_str!("../fields.lua"), include_str!("../leases.lua"), include_str!("hold.lua"));
+        const SOURCE: &str = concat!(include_str!("../fields.lua"), include_str!("hold.lua"));
         let Self { limit, id, seq, keep, need, want, length } = *self;
         Some(ScriptCall::new(SOURCE).args([limit, id, seq, keep, need, want, length]))
     }
@@ -176,25 +228,30 @@ impl Transition for Look {
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
         let leases = read(state, now_micros(now))?;
-        Ok(Step::nothing(self.0.saturating_sub(leases.held()).to_string()))
+        Ok(Step::nothing(self.0.saturating_sub(held_by(&leases)).to_string()))
     }
 }
 
-/// The leases that go on at this time. The state is `concurrency AT` and the leases, with the time at which it was written.
-fn read(state: Option<&[u8]>, now: u64) -> Result<Leases> {
-    let Some(state) = state else { return Ok(Leases::default()) };
+/// The leases that go on at this time. The state is `concurrency AT` with the time at which it was written, and for each
+/// `ID SEQ HELD WANT EXPIRES LIMIT SINCE`.
+fn read(state: Option<&[u8]>, now: u64) -> Result<Vec<Lease>> {
+    let Some(state) = state else { return Ok(Vec::new()) };
     let mut fields = Fields::new(OF, state)?;
     let (Word(kind), Number(at)) = (fields.next()?, fields.next()?);
-    let mut leases = Leases::read(OF, fields)?;
-    if kind != "concurrency" || leases.held() >= MAX {
-        return Err(corrupt(OF));
-    }
     // If the clock has stepped back they last as long as they would have then.
     let back = at.saturating_sub(now);
-    for lease in &mut leases.0 {
-        lease.expires = lease.expires.saturating_sub(back);
+    let mut leases = Vec::new();
+    while let Some(Number(id)) = fields.optional()? {
+        let mut next = || fields.next().map(|Number(number)| number);
+        let (seq, held, want, expires) = (next()?, next()?, next()?, next()?.saturating_sub(back));
+        let (limit, since) = (next()?, next()?);
+        let since = if since > 0 { since.saturating_sub(back).max(1) } else { 0 };
+        leases.push(Lease { id, seq, held, want, expires, limit, since });
     }
-    leases.0.retain(|lease| lease.expires > now);
+    if kind != "concurrency" || leases.len() > MAX_LEASES || held_by(&leases) >= MAX {
+        return Err(corrupt(OF));
+    }
+    leases.retain(|lease| lease.expires > now);
     Ok(leases)
 }
 

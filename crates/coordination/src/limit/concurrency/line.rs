@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::{Answer, pool::Waiting};
+use super::{
+    Answer,
+    pool::{Asked, Waiting},
+};
 
 #[derive(Default)]
 pub(super) struct Line {
@@ -13,7 +16,6 @@ pub(super) struct Line {
     tickets: u64,
     /// Permits that all of them want.
     wanted: u64,
-    impatient: usize,
 }
 
 pub(super) struct Waiter {
@@ -35,41 +37,38 @@ impl Line {
 
     pub(super) fn insert(&mut self, ticket: u64, waiter: Waiter) {
         self.wanted += waiter.permits;
-        self.impatient += usize::from(!waiter.patient);
         self.waiters.insert(ticket, waiter);
     }
 
     pub(super) fn leave(&mut self, ticket: u64) -> Option<Waiter> {
         let waiter = self.waiters.remove(&ticket)?;
         self.wanted -= waiter.permits;
-        self.impatient -= usize::from(!waiter.patient);
         Some(waiter)
     }
 
     /// The ticket of the first, and what it wants.
-    pub(super) fn first(&self) -> Option<(u64, u64)> {
-        self.waiters.first_key_value().map(|(ticket, waiter)| (*ticket, waiter.permits))
+    pub(super) fn first(&self) -> Option<(u64, &Waiter)> {
+        self.waiters.first_key_value().map(|(ticket, waiter)| (*ticket, waiter))
     }
 
-    /// Lets those go who came before this ticket and are not patient.
-    pub(super) fn dismiss(&mut self, before: u64) -> Vec<Waiter> {
-        if self.impatient == 0 {
-            return Vec::new();
-        }
-        let impatient = self.waiters.range(..before).filter(|(_, waiter)| !waiter.patient);
-        let tickets: Vec<_> = impatient.map(|(ticket, _)| *ticket).collect();
+    /// Whether the first waits for more than an answer: nobody passes it.
+    pub(super) fn is_patient(&self) -> bool {
+        self.first().is_some_and(|(_, waiter)| waiter.patient)
+    }
+
+    /// Lets those go who are not patient and were refused: who wants as many, or stands behind one who waits.
+    pub(super) fn dismiss(&mut self, refused: Asked) -> Vec<Waiter> {
+        let all = self.is_patient();
+        let asked = self.waiters.range(..refused.before).filter(|(_, waiter)| !waiter.patient);
+        let refused = asked.filter(|(_, waiter)| all || waiter.permits >= refused.permits);
+        let tickets: Vec<_> = refused.map(|(ticket, _)| *ticket).collect();
         tickets.into_iter().filter_map(|ticket| self.leave(ticket)).collect()
     }
 
     /// Lets everybody go.
     pub(super) fn dissolve(&mut self) -> BTreeMap<u64, Waiter> {
-        (self.wanted, self.impatient) = (0, 0);
+        self.wanted = 0;
         std::mem::take(&mut self.waiters)
-    }
-
-    /// The ticket that will be given next.
-    pub(super) fn end(&self) -> u64 {
-        self.tickets
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -77,7 +76,12 @@ impl Line {
     }
 
     pub(super) fn waiting(&self) -> Waiting {
-        let first = self.first().map_or(0, |(_, permits)| permits);
-        Waiting { first, all: self.wanted, presses: self.impatient > 0 }
+        let first = self.first().map(|(_, waiter)| waiter);
+        Waiting {
+            first: first.map_or(0, |first| first.permits),
+            all: self.wanted,
+            presses: first.is_some_and(|first| !first.patient),
+            end: self.tickets,
+        }
     }
 }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     hold::{Hold, Look},
     line::Line,
-    pool::{Form, Next, Pool},
+    pool::{Answered, Asked, Form, Next, Pool},
 };
 use super::{
     Decision, OnUnavailable,
@@ -47,21 +47,29 @@ use crate::state;
 /// | [`hybrid`](Self::hybrid) | nanoseconds, and now and then a round trip | the same |
 ///
 /// **Never more than the limit are held.** What an instance holds in the store is one lease, however many its calls are: it
-/// is renewed in the background, and comes back when it ends on the store's clock. An instance that cannot renew gives its
-/// permits up a tenth of the lease earlier, by its own monotonic clock, counted from before the request was sent: so clocks
-/// may run up to 10 % too slow, and may show any time. The calls go on nevertheless; [`Permit::lost`] tells them that they are
-/// over the limit now. If the store's clock steps back, leases last for as long as they would have; if it steps forward past
-/// leases, or the store forgets them, what they held is given to others once more.
+/// is renewed in the background, and comes back when it ends on the store's clock. A second is a good lease: what instances
+/// learn of each other they learn in parts of it. An instance that cannot renew gives its permits up a tenth of the lease
+/// earlier, by its own monotonic clock (which stands still while the machine is suspended), counted from before the request
+/// was sent: so clocks may run up to 10 % too slow, and may show any time. The calls go on nevertheless; [`Permit::lost`]
+/// tells them that they are over the limit now. If the store's clock steps back, leases last for as long as they would have;
+/// if it steps forward past leases, or the store forgets them, what they held is given to others once more.
 ///
 /// Between instances: while some lack permits, none holds more than an equal share, where those that want less leave the rest
-/// to the others. Who has more gives it up as its calls end. That the others lack some it learns when it next asks, after a
-/// third of a lease at the latest. With fewer permits than instances that want some they take turns. Whoever waits asks the
-/// store again after half of the time that calls take here, or up to twice that, but after 1/50 of a lease at the earliest and 1/10 at the latest.
-/// Who needs to be next in order of time takes a [`Semaphore`](crate::Semaphore), where each permit is a lease of its own
-/// with a fencing token.
+/// to the others. Who has more gives it up as its calls end. That others lack some it learns when it next asks, after a third
+/// of a lease at the latest. With fewer permits than instances that want some they take turns, and so does, for a lease at a
+/// time, who wants more in one call than its share. Whoever waits asks again after half of the time that calls take here, or
+/// up to twice that, but after 1/50 of a lease at the earliest and 1/10 at the latest. Who needs to be next in order of time
+/// takes a [`Semaphore`](crate::Semaphore), where each permit is a lease of its own with a fencing token.
+///
+/// Instances may go by different limits, as while a new configuration is rolled out: each takes nothing that is more than its
+/// own allows, and while some lack permits all share as many as the smallest has. Up to 1,000 instances can hold permits at a
+/// time; one more gets `Overloaded`.
+///
+/// The store is asked by a task on the runtime of whoever found that there was none; while that runtime is not driven, as one
+/// for the current thread between two calls of `block_on`, all who wait wait for it, and nothing is renewed.
 ///
 /// Cheap to clone; clones share everything. When the last clone and the last permit are dropped, the lease is given back in
-/// the background.
+/// the background; outside of a runtime it ends by itself.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -158,6 +166,8 @@ struct Admitted {
 /// The most permits that there can be.
 const MAX_PERMITS: u64 = 1 << 32;
 const LEASES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
+/// How often a call begins a task that asks for it.
+const ATTEMPTS: usize = 3;
 /// When to ask again, in microseconds, before any permit has come back here.
 const UNKNOWN: u64 = 100_000;
 
@@ -252,7 +262,7 @@ impl ConcurrencyLimiter {
     /// decides once what is here is in use.
     ///
     /// Of a refusal, [`retry_after`](Decision::retry_after) and [`reset_after`](Decision::reset_after) are guesses: by how
-    /// long permits were in use in this instance lately.
+    /// long permits were in use in this instance lately. A hybrid limiter refuses as many, without asking, until then.
     ///
     /// Cancellation: a future that is dropped has taken nothing.
     ///
@@ -263,9 +273,7 @@ impl ConcurrencyLimiter {
         if let Some(permit) = self.take_here(permits)? {
             return Ok(Ok(permit));
         }
-        let answer = self.shared.admit(permits, false).await?;
-        self.count(answer.as_ref().map_or_else(|decision| decision, |permit| &permit.decision));
-        Ok(answer)
+        self.admit(permits, false).await
     }
 
     /// Waits for so many permits and takes them.
@@ -279,8 +287,7 @@ impl ConcurrencyLimiter {
         if let Some(permit) = self.take_here(permits)? {
             return Ok(permit);
         }
-        let answer = self.shared.admit(permits, true).await?;
-        self.count(answer.as_ref().map_or_else(|decision| decision, |permit| &permit.decision));
+        let answer = self.admit(permits, true).await?;
         // Who waits is not refused.
         answer.map_err(|_| Error::new(ErrorKind::Internal, "a call that waits for permits was refused"))
     }
@@ -297,7 +304,7 @@ impl ConcurrencyLimiter {
         match tokio::time::timeout(timeout, self.acquire(permits)).await {
             Ok(permit) => permit.map(Ok),
             Err(_) => {
-                let decision = self.shared.refusal();
+                let decision = self.shared.refusal(permits);
                 self.count(&decision);
                 Ok(Err(decision))
             }
@@ -309,10 +316,12 @@ impl ConcurrencyLimiter {
     /// # Errors
     /// Whatever keeps the store from answering.
     pub async fn remaining(&self) -> Result<u64> {
-        let here = self.shared.inner().pool.idle_now(self.shared.now());
-        let Some(remote) = &self.shared.remote else { return Ok(here) };
-        let free = Look::decode(&remote.store.transact(&remote.key, Look(self.shared.limit)).await?)?;
-        Ok(here + free)
+        let shared = &self.shared;
+        let here = || shared.inner().pool.idle_now(shared.now());
+        let Some(remote) = &shared.remote else { return Ok(here()) };
+        let free = Look::decode(&remote.store.transact(&remote.key, Look(shared.limit)).await?)?;
+        // What is given back meanwhile may be in both.
+        Ok(shared.limit.min(here() + free))
     }
 
     /// Gives back now what is not in use. The limiter can go on to be used.
@@ -341,6 +350,21 @@ impl ConcurrencyLimiter {
             self.count(&permit.decision);
         }
         Ok(permit)
+    }
+
+    async fn admit(&self, permits: u64, patient: bool) -> Answer {
+        let answer = self.shared.admit(permits, patient).await;
+        match &answer {
+            Ok(Ok(permit)) => self.count(&permit.decision),
+            Ok(Err(decision)) => self.count(decision),
+            // What the rule has refused to one who would have waited.
+            Err(error) if error.retry() != Retry::Never => {
+                let decision = self.shared.refusal(permits);
+                self.count(&Decision { degraded: true, ..decision });
+            }
+            Err(_) => {}
+        }
+        answer
     }
 
     fn count(&self, decision: &Decision) {
@@ -375,8 +399,8 @@ impl Permit {
         self.lease.as_ref().is_none_or(holds)
     }
 
-    /// Cancelled when they are no longer sure to be held: others may be given them. That is, as the renewal, the work of the
-    /// runtime on which the limiter was first asked; once that has ended, only [`is_held`](Self::is_held) tells.
+    /// Cancelled when they are no longer sure to be held: others may be given them. That is the work of the task that renews;
+    /// where its runtime has ended or is not driven, only [`is_held`](Self::is_held) tells.
     pub fn lost(&self) -> CancellationToken {
         self.lease.as_ref().map(|lease| lease.child_token()).unwrap_or_default()
     }
@@ -412,11 +436,12 @@ impl ConcurrencyLimiter {
 
 impl Shared {
     async fn admit(self: &Arc<Self>, permits: u64, patient: bool) -> Answer {
-        loop {
+        // The task that asks may have ended with its runtime: then this one begins another.
+        for _ in 0..ATTEMPTS {
             let now = self.now();
             let (over, outcome, joined) = {
                 let mut inner = self.inner();
-                let over = inner.give_up_what_is_over(now);
+                let over = inner.give_up_what_is_over(self.name(), now);
                 let outcome = self.decide(&mut inner, permits, patient, now);
                 let joined = outcome.is_none().then(|| inner.line.join(permits, patient));
                 (over, outcome, joined)
@@ -426,14 +451,16 @@ impl Shared {
             if let Some(outcome) = outcome {
                 return self.answer(outcome);
             }
-            self.drive();
-            // The task that asks may have ended with its runtime: then this one begins another.
+            let asked = self.drive();
             if let Some((_in_line, answer)) = joined
+                && asked
                 && let Ok(answer) = answer.await
             {
                 return answer;
             }
         }
+        let message = "there is no runtime on which the store could be asked";
+        Err(Error::new(ErrorKind::Closed, message))
     }
 
     /// What can be said at once.
@@ -444,7 +471,7 @@ impl Shared {
         let waiting = inner.line.waiting().all;
         inner.pool.wanted(waiting.saturating_add(permits));
         let Some(remote) = &self.remote else {
-            return (!patient).then(|| Outcome::Refused(inner.refusal(now)));
+            return (!patient).then(|| Outcome::Refused(inner.refusal(permits, now)));
         };
         if let Some((error, since)) = &inner.away
             && (inner.driven || since.elapsed() < LEFT_ALONE)
@@ -452,7 +479,11 @@ impl Shared {
             let error = error.clone();
             return inner.by_rule(remote, permits, patient, error, now);
         }
-        (!patient && inner.pool.is_refused(permits, now)).then(|| Outcome::Refused(inner.refusal(now)))
+        if inner.line.is_empty() {
+            inner.pool.asks_anew();
+        }
+        let refused = inner.line.is_patient() || inner.pool.is_refused(permits, now);
+        (!patient && refused).then(|| Outcome::Refused(inner.refusal(permits, now)))
     }
 
     fn answer(self: &Arc<Self>, outcome: Outcome) -> Answer {
@@ -473,28 +504,29 @@ impl Shared {
         }
     }
 
-    fn refusal(&self) -> Decision {
+    fn refusal(&self, permits: u64) -> Decision {
         let inner = self.inner();
         let degraded = inner.away.is_some();
-        Decision { degraded, ..inner.refusal(self.now()) }
+        Decision { degraded, ..inner.refusal(permits, self.now()) }
     }
 
-    /// Sees to it that there is a task that asks the store, and that it looks what there is to do.
-    fn drive(self: &Arc<Self>) {
+    /// Sees to it that there is a task that asks the store, if there is one, and that it looks what there is to do.
+    fn drive(self: &Arc<Self>) -> bool {
         if self.remote.is_none() {
-            return;
+            return true;
         }
         let mut inner = self.inner();
         if inner.driven {
             drop(inner);
             self.wake.notify_one();
-            return;
+            return true;
         }
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Ok(runtime) = Handle::try_current() else { return false };
         inner.driven = true;
         drop(inner);
         let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
         runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
+        true
     }
 
     /// Sends a request and takes in its reply. Dropped in between, the request is repeated by the next exchange.
@@ -502,17 +534,14 @@ impl Shared {
         let Some(remote) = &self.remote else { return Ok(()) };
         let _turn = self.turn.lock().await;
         let sent = self.now();
-        let (request, asked) = {
-            let mut inner = self.inner();
-            (make(&mut inner, sent), inner.line.end())
-        };
+        let request = make(&mut self.inner(), sent);
         let reply = remote.store.transact(&remote.key, request).await;
         let now = self.now();
         let reply = reply.and_then(|reply| {
             let reply = Hold::decode(&reply)?;
             if reply.held > 0 && now >= reply.until(sent) {
                 let message = "the store answers more slowly than the lease lasts: take a longer lease";
-                return Err(Error::new(ErrorKind::Timeout, message));
+                return Err(Error::new(ErrorKind::Timeout, message).with_retry(Retry::Safe));
             }
             Ok(reply)
         });
@@ -523,32 +552,37 @@ impl Shared {
                     if inner.away.take().is_some() {
                         tracing::info!(limiter = &*remote.name, "the store of the limiter is back");
                     }
-                    let held = inner.pool.answered(reply, sent);
-                    let over = if held { None } else { inner.give_up() };
+                    let Answered { held, refused } = inner.pool.answered(reply, sent);
+                    let over = if held { None } else { inner.give_up(&remote.name) };
                     let mut answers = inner.serve(remote.share, now);
-                    answers.extend(inner.refuse_before(asked, now));
+                    match refused {
+                        Some(refused) => answers.extend(inner.refuse(refused, now)),
+                        None => inner.let_wait(now),
+                    }
                     (After { answers, over }, Ok(()))
                 }
                 Err(error) if error.retry() == Retry::Never => {
+                    inner.away = None;
                     inner.pool.unanswered();
+                    if inner.line.is_empty() {
+                        tracing::warn!(limiter = &*remote.name, %error, "permits cannot be renewed");
+                    }
                     let line = inner.line.dissolve().into_values();
                     let failed = line.map(|waiter| (waiter.answer, Outcome::Failed(error.clone())));
                     (After { answers: failed.collect(), over: None }, Err(error))
                 }
                 Err(error) => {
-                    // Its requests can be repeated, so none of them is charged twice.
-                    let error = error.with_retry(Retry::Safe);
-                    if inner.away.replace((error.clone(), Instant::now())).is_none() {
-                        let rule = remote.rule;
-                        tracing::warn!(limiter = &*remote.name, %error, ?rule, "the store of a limiter is away");
-                    }
-                    let answers = inner.answer_by_rule(remote, &error, now);
+                    let answers = inner.is_away(remote, &error, now);
                     (After { answers, over: None }, Err(error))
                 }
             }
         };
         self.finish(after);
         result
+    }
+
+    fn name(&self) -> &str {
+        self.remote.as_ref().map_or("", |remote| &remote.name)
     }
 
     fn now(&self) -> u64 {
@@ -577,7 +611,8 @@ impl Inner {
     /// Gives those in line what is here, in their order; while the store is away, up to the local share.
     fn serve(&mut self, share: Option<u64>, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
         let mut served = Vec::new();
-        while let Some((ticket, permits)) = self.line.first() {
+        while let Some((ticket, waiter)) = self.line.first() {
+            let permits = waiter.permits;
             let outcome = if self.pool.take(permits, now) {
                 Outcome::Admitted(self.admitted(permits, now))
             } else if self.away.is_some() && share.is_some_and(|share| self.out + permits <= share) {
@@ -590,15 +625,40 @@ impl Inner {
         served
     }
 
-    /// Refuses those who do not wait and came before this ticket, and lets the others wait for a while.
-    fn refuse_before(&mut self, ticket: u64, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
-        let (first, refusal) = (self.line.first(), self.refusal(now));
-        let refused = self.line.dismiss(ticket);
-        let wanted = refused.iter().map(|waiter| waiter.permits).chain(first.map(|(_, permits)| permits));
-        if let Some(fewest) = wanted.min() {
-            self.pool.pause(fewest, self.in_use_for.unwrap_or(UNKNOWN), now);
+    /// Says so to those who were refused and do not wait, and lets whoever is first then wait for a while.
+    fn refuse(&mut self, refused: Asked, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
+        let dismissed = self.line.dismiss(refused);
+        let first = self.line.first().map(|(_, waiter)| waiter.permits);
+        if first.is_none_or(|permits| permits >= refused.permits) {
+            self.pool.pause(refused.permits, self.in_use_for.unwrap_or(UNKNOWN), now);
         }
-        refused.into_iter().map(|waiter| (waiter.answer, Outcome::Refused(refusal))).collect()
+        let refusal = self.refusal(refused.permits, now);
+        dismissed.into_iter().map(|waiter| (waiter.answer, Outcome::Refused(refusal))).collect()
+    }
+
+    /// Does not ask at once for those who wait if nobody has as many to give.
+    fn let_wait(&mut self, now: u64) {
+        if let Some((_, first)) = self.line.first()
+            && first.permits > self.pool.free()
+        {
+            self.pool.pause(first.permits, self.in_use_for.unwrap_or(UNKNOWN), now);
+        }
+    }
+
+    /// Goes by the rule from now on.
+    fn is_away(
+        &mut self,
+        remote: &Remote,
+        error: &Error,
+        now: u64,
+    ) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
+        // Its requests can be repeated, so none of them is charged twice.
+        let error = error.clone().with_retry(Retry::Safe);
+        if self.away.replace((error.clone(), Instant::now())).is_none() {
+            let rule = remote.rule;
+            tracing::warn!(limiter = &*remote.name, %error, ?rule, "the store of a limiter is away");
+        }
+        self.answer_by_rule(remote, &error, now)
     }
 
     /// What the rule says to all in line. Those whom it lets wait stay.
@@ -628,7 +688,7 @@ impl Inner {
         now: u64,
     ) -> Option<Outcome> {
         let refused = || {
-            let decision = Decision { degraded: true, retry_after: LEFT_ALONE, ..self.refusal(now) };
+            let decision = Decision { degraded: true, retry_after: LEFT_ALONE, ..self.refusal(permits, now) };
             if patient { Outcome::Failed(error) } else { Outcome::Refused(decision) }
         };
         match (remote.rule, remote.share) {
@@ -645,7 +705,7 @@ impl Inner {
     /// Of permits that the pool has given.
     fn admitted(&mut self, permits: u64, now: u64) -> Admitted {
         self.out += permits;
-        let decision = Decision { allowed: true, retry_after: Duration::ZERO, ..self.refusal(now) };
+        let decision = Decision { allowed: true, retry_after: Duration::ZERO, ..self.refusal(permits, now) };
         Admitted { permits, lease: Some(Arc::clone(&self.lease)), since: now, decision }
     }
 
@@ -657,15 +717,15 @@ impl Inner {
             remaining: 0,
             retry_after: Duration::ZERO,
             degraded: true,
-            ..self.refusal(now)
+            ..self.refusal(permits, now)
         };
         Outcome::Admitted(Admitted { permits, lease: None, since: now, decision })
     }
 
-    fn refusal(&self, now: u64) -> Decision {
+    fn refusal(&self, permits: u64, now: u64) -> Decision {
         let in_use_for = self.in_use_for.unwrap_or(UNKNOWN);
         // Of so many that are out, each for this long, the next one comes back after this.
-        let next = in_use_for / self.out.max(1);
+        let next = (in_use_for / self.out.max(1)).max(self.pool.again(permits).saturating_sub(now));
         Decision {
             allowed: false,
             remaining: self.pool.remaining(now),
@@ -675,19 +735,16 @@ impl Inner {
         }
     }
 
-    fn give_up_what_is_over(&mut self, now: u64) -> Option<Arc<Lease>> {
-        if self.pool.is_over(now) { self.give_up() } else { None }
+    fn give_up_what_is_over(&mut self, name: &str, now: u64) -> Option<Arc<Lease>> {
+        if self.pool.is_over(now) { self.give_up(name) } else { None }
     }
 
     /// Counts no more on what the lease has brought.
-    fn give_up(&mut self) -> Option<Arc<Lease>> {
+    fn give_up(&mut self, name: &str) -> Option<Arc<Lease>> {
         let in_use = self.pool.begin_anew(any_id());
         let over = std::mem::take(&mut self.lease);
         if in_use > 0 {
-            tracing::warn!(
-                permits = in_use,
-                "permits of a concurrency limit were lost while they were in use"
-            );
+            tracing::warn!(limiter = name, permits = in_use, "permits were lost while they were in use");
         }
         Some(over)
     }
@@ -735,7 +792,8 @@ impl Drop for Permit {
             shared.finish(After { answers, over: None });
         }
         if ask {
-            shared.drive();
+            // Without a runtime the lease ends by itself.
+            let _ends = shared.drive();
         }
     }
 }
@@ -753,7 +811,7 @@ impl Driver {
             let now = shared.now();
             let (over, next) = {
                 let mut inner = shared.inner();
-                let over = inner.give_up_what_is_over(now);
+                let over = inner.give_up_what_is_over(shared.name(), now);
                 let next = match (inner.pool.next(inner.line.waiting(), now), &inner.away) {
                     (Next::Ask, Some((_, since))) if since.elapsed() < LEFT_ALONE => {
                         Next::At(now + (LEFT_ALONE - since.elapsed()).as_micros() as u64 + 1)
@@ -770,9 +828,15 @@ impl Driver {
                     let ask = |inner: &mut Inner, now| inner.pool.request(inner.line.waiting(), now);
                     let left = shared.inner().pool.left(now);
                     // However long the store takes, what is over is given up then.
-                    let asked = tokio::time::timeout(left, shared.exchange(ask)).await;
-                    if let Ok(Err(error)) = asked {
-                        tracing::debug!(%error, "permits of a concurrency limit were not asked for");
+                    match (tokio::time::timeout(left, shared.exchange(ask)).await, &shared.remote) {
+                        (Ok(Err(error)), _) => tracing::debug!(%error, "a concurrency limit was not asked"),
+                        (Err(_), Some(remote)) => {
+                            let error =
+                                Error::new(ErrorKind::Timeout, "the store did not answer within the lease");
+                            let answers = shared.inner().is_away(remote, &error, shared.now());
+                            shared.finish(After { answers, over: None });
+                        }
+                        _ => {}
                     }
                 }
                 Next::At(at) => {

@@ -39,8 +39,10 @@ pub(super) struct Pool {
     refused: Option<Refusal>,
     /// The store may have a lease for this instance.
     known: bool,
-    /// A request that has no reply yet. It is repeated until it has.
-    pending: Option<Hold>,
+    /// The store has said last that it has less than it wants.
+    lacks: bool,
+    /// A request that has no reply yet, and for whom it asks. It is repeated until it has.
+    pending: Option<(Hold, Asked)>,
 }
 
 /// What the store has said no to, and when to ask again.
@@ -57,8 +59,26 @@ pub(super) struct Waiting {
     pub(super) first: u64,
     /// How many all of them would like to have.
     pub(super) all: u64,
-    /// Somebody waits for nothing but the answer.
+    /// The first waits for nothing but the answer.
     pub(super) presses: bool,
+    /// The ticket of whoever comes next.
+    pub(super) end: u64,
+}
+
+/// For whom a request asks: those who came before this ticket and want as many as the first of them, or more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) before: u64,
+    pub(super) permits: u64,
+}
+
+/// What a reply has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// What is in use is held.
+    pub(super) held: bool,
+    /// What was asked for was not given.
+    pub(super) refused: Option<Asked>,
 }
 
 /// What is to be done next about the store.
@@ -88,6 +108,7 @@ impl Pool {
             asked: 0,
             refused: None,
             known: false,
+            lacks: false,
             pending: None,
         }
     }
@@ -120,6 +141,11 @@ impl Pool {
         self.held.min(self.cap).saturating_sub(self.in_use)
     }
 
+    /// Permits that nobody held when the store was last asked.
+    pub(super) fn free(&self) -> u64 {
+        self.free
+    }
+
     /// Permits that can be taken, as far as this instance knows.
     pub(super) fn remaining(&self, now: u64) -> u64 {
         let free = if self.form == Form::Distributed { self.free } else { 0 };
@@ -128,8 +154,19 @@ impl Pool {
 
     /// Whether the store has just said that so many are not to be had, and is not to be asked again so soon.
     pub(super) fn is_refused(&self, permits: u64, now: u64) -> bool {
-        let refused = self.refused.as_ref().filter(|_| self.form == Form::Hybrid);
-        refused.is_some_and(|refused| permits >= refused.permits && now < refused.again)
+        self.form == Form::Hybrid && now < self.again(permits)
+    }
+
+    /// Somebody comes who has not asked: a distributed limiter does not let the refusals of others keep it from that.
+    pub(super) fn asks_anew(&mut self) {
+        if self.form == Form::Distributed {
+            self.refused = None;
+        }
+    }
+
+    /// From when on the store may be asked for so many.
+    pub(super) fn again(&self, permits: u64) -> u64 {
+        self.refused.as_ref().filter(|refused| permits >= refused.permits).map_or(0, |refused| refused.again)
     }
 
     /// Does not ask for so many, or more, for a while: half as long as permits are in use, but within what is not too
@@ -175,7 +212,7 @@ impl Pool {
             return Next::Nothing;
         }
         let spare = self.yields() || self.form == Form::Distributed && self.held > self.in_use;
-        let again = self.refused.as_ref().map_or(now, |refused| refused.again);
+        let again = self.again(waiting.first);
         if self.pending.is_some()
             && (waiting.first > 0 || self.held > 0 || now < self.asked + 2 * self.length)
             || spare
@@ -184,7 +221,9 @@ impl Pool {
         {
             return Next::Ask;
         }
-        let renewal = (self.known && self.pending.is_none()).then_some(self.asked + self.length / 3);
+        // That nobody wants any more what was refused is soon said: others have less until then.
+        let pause = if self.lacks && waiting.first == 0 { self.length / 10 } else { self.length / 3 };
+        let renewal = (self.known && self.pending.is_none()).then_some(self.asked + pause);
         let over = (self.held > 0).then_some(self.until);
         let again = (waiting.first > 0).then_some(again);
         match [renewal, over, again].into_iter().flatten().min() {
@@ -196,7 +235,7 @@ impl Pool {
 
     /// What to ask of the store if these wait.
     pub(super) fn request(&mut self, waiting: Waiting, now: u64) -> Hold {
-        if let Some(pending) = &self.pending {
+        if let Some((pending, _)) = &self.pending {
             return pending.clone();
         }
         self.wanted(waiting.all);
@@ -210,21 +249,22 @@ impl Pool {
         };
         let want =
             if self.form == Form::Hybrid { self.peak } else { self.in_use.saturating_add(waiting.all) };
-        self.make(keep, need, want.min(self.limit), waiting.all, now)
+        let asked = Asked { before: if need > 0 { waiting.end } else { 0 }, permits: waiting.first };
+        self.make(keep, need, want.min(self.limit), asked, waiting.all, now)
     }
 
     /// Gives back what is not in use; or what has no reply yet, which comes first.
     pub(super) fn release(&mut self, now: u64) -> Hold {
         match &self.pending {
-            Some(pending) => pending.clone(),
-            None => self.make(self.in_use, 0, self.in_use, 0, now),
+            Some((pending, _)) => pending.clone(),
+            None => self.make(self.in_use, 0, self.in_use, Asked::default(), 0, now),
         }
     }
 
     /// Gives back everything, though a request may have no reply yet. Nothing to do if the store knows of nothing.
     pub(super) fn leave(&mut self, now: u64) -> Option<Hold> {
         self.pending = None;
-        self.known.then(|| self.make(0, 0, 0, 0, now))
+        self.known.then(|| self.make(0, 0, 0, Asked::default(), 0, now))
     }
 
     /// Whether the store counts nothing as held but what is in use, and no request is under way.
@@ -232,22 +272,29 @@ impl Pool {
         self.held == self.in_use && self.pending.is_none()
     }
 
-    fn make(&mut self, keep: u64, need: u64, want: u64, all: u64, now: u64) -> Hold {
+    fn make(&mut self, keep: u64, need: u64, want: u64, asked: Asked, all: u64, now: u64) -> Hold {
         (self.held, self.asked, self.known) = (keep, now, true);
         self.peak = self.in_use;
         self.wanted(all);
         self.seq += 1;
         let Self { limit, id, seq, length, .. } = *self;
-        self.pending.insert(Hold { limit, id, seq, keep, need, want, length }).clone()
+        let hold = Hold { limit, id, seq, keep, need, want, length };
+        self.pending = Some((hold.clone(), asked));
+        hold
     }
 
-    /// Takes in the reply to the request that was sent at this time. Says whether what is in use is held.
-    pub(super) fn answered(&mut self, reply: Holding, sent: u64) -> bool {
-        let Some(request) = self.pending.take() else { return true };
+    /// Takes in the reply to the request that was sent at this time.
+    pub(super) fn answered(&mut self, reply: Holding, sent: u64) -> Answered {
+        let Some((request, asked)) = self.pending.take() else {
+            return Answered { held: true, refused: None };
+        };
         self.known = reply.held > 0 || request.want > 0;
+        self.lacks = reply.held < request.want;
+        self.refused = None;
         (self.held, self.until) = (reply.held, reply.until(sent));
         (self.cap, self.free) = (reply.cap, reply.free);
-        reply.held >= self.in_use
+        let refused = asked.permits > 0 && reply.held < request.keep + asked.permits;
+        Answered { held: reply.held >= self.in_use, refused: refused.then_some(asked) }
     }
 
     /// The request was refused for good: it has changed nothing.

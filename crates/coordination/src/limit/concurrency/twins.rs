@@ -12,13 +12,13 @@ use crate::{
 fn states() -> impl Strategy<Value = Vec<u8>> {
     let sane =
         prop_oneof![3 => 1_u64..2_000, 2 => Just(START.cast_unsigned() + 500_000), 1 => 0..1_u64 << 52];
-    let count = prop_oneof![Just(1_usize), Just(6), Just(11), Just(16)];
+    let count = prop_oneof![Just(1_usize), Just(8), Just(15), Just(22)];
     let sane =
         count.prop_flat_map(move |count| prop::collection::vec(sane.clone(), count)).prop_map(|numbers| {
             let words: Vec<_> = numbers.iter().map(u64::to_string).collect();
             format!("concurrency {}", words.join(" ")).into_bytes()
         });
-    let words = prop::collection::vec(numbers(), 0..14);
+    let words = prop::collection::vec(numbers(), 0..18);
     prop_oneof![
         3 => sane,
         1 => words.prop_map(|words| format!("concurrency {}", words.join(" ")).into_bytes()),
