@@ -516,16 +516,23 @@ async fn whom_the_rule_refuses_is_counted_though_it_would_have_waited() {
 }
 
 #[test]
-fn without_a_runtime_to_ask_on_it_is_an_error() {
+fn what_cannot_be_renewed_ends_by_itself_and_without_a_runtime_it_is_an_error() {
     for (name, open) in BOTH {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let handle = runtime.handle().clone();
         let store = runtime.block_on(Place::memory().open());
-        let limiter = open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+        let limiter = open(store.clone(), name, 2, LEASE, OnUnavailable::Refuse).unwrap();
         runtime.shutdown_background();
-        let kind = |taken: commonhold::Result<_>| taken.map(drop).unwrap_err().kind();
-        assert_eq!(kind(handle.block_on(limiter.acquire(1))), ErrorKind::Closed);
-        assert_eq!(kind(limiter.acquire(1).now_or_never().unwrap()), ErrorKind::Closed);
+        let held = handle.block_on(limiter.acquire(1)).unwrap();
+        assert!(handle.block_on(limiter.try_acquire(2)).unwrap().is_err());
+        let taken = limiter.acquire(2).now_or_never().unwrap();
+        assert_eq!(taken.map(drop).unwrap_err().kind(), ErrorKind::Closed);
+        let other = tokio::runtime::Runtime::new().unwrap();
+        other.block_on(async {
+            let beside = open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+            drop(beside.acquire_timeout(2, PATIENCE).await.unwrap().unwrap());
+            assert!(!held.is_held());
+        });
     }
 }
 

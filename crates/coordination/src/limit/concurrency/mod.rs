@@ -65,8 +65,9 @@ use crate::state;
 /// own allows, and while some lack permits all share as many as the smallest has. Up to 1,000 instances can hold permits at a
 /// time; one more gets `Overloaded`.
 ///
-/// The store is asked by a task on the runtime of whoever found that there was none; while that runtime is not driven, as one
-/// for the current thread between two calls of `block_on`, all who wait wait for it, and nothing is renewed.
+/// A call asks the store itself. What is to be asked later, as for those who wait or to renew, a task does, on the runtime of
+/// whoever found that there was none; while that runtime is not driven, as one for the current thread between two calls of
+/// `block_on`, that is not done.
 ///
 /// Cheap to clone; clones share everything. When the last clone and the last permit are dropped, the lease is given back in
 /// the background; outside of a runtime it ends by itself.
@@ -136,8 +137,9 @@ struct Inner {
     out: u64,
     /// For how long permits were in use lately, in microseconds.
     in_use_for: Option<u64>,
-    /// There is a task that asks the store.
+    /// There is a task that asks the store, and when it looks again.
     driven: bool,
+    looks: u64,
     away: Option<(Error, Instant)>,
 }
 
@@ -230,6 +232,7 @@ impl ConcurrencyLimiter {
             out: 0,
             in_use_for: None,
             driven: false,
+            looks: 0,
             away: None,
         };
         let shared = Shared {
@@ -330,6 +333,11 @@ impl ConcurrencyLimiter {
     /// Whatever keeps the store from answering; the lease then ends by itself.
     pub async fn release(&self) -> Result<()> {
         let shared = &self.shared;
+        if shared.remote.is_none() {
+            return Ok(());
+        }
+        let _later = Later(shared);
+        let _turn = shared.turn.lock().await;
         // A request that has no reply yet comes first.
         for _ in 0..2 {
             if !shared.inner().pool.is_released() {
@@ -451,11 +459,14 @@ impl Shared {
             if let Some(outcome) = outcome {
                 return self.answer(outcome);
             }
-            let asked = self.drive();
-            if let Some((_in_line, answer)) = joined
-                && asked
-                && let Ok(answer) = answer.await
-            {
+            let Some((_in_line, mut answer)) = joined else { continue };
+            let answered = tokio::select! {
+                biased;
+                // By others: then the task repeats what was asked here.
+                answered = &mut answer => answered,
+                can_ask = self.ask() => if can_ask { answer.await } else { break },
+            };
+            if let Ok(answer) = answered {
                 return answer;
             }
         }
@@ -510,29 +521,57 @@ impl Shared {
         Decision { degraded, ..inner.refusal(permits, self.now()) }
     }
 
-    /// Sees to it that there is a task that asks the store, if there is one, and that it looks what there is to do.
-    fn drive(self: &Arc<Self>) -> bool {
+    /// Asks for those in line unless somebody does, and leaves to a task what is to be done later. `false` if there can be
+    /// none.
+    async fn ask(self: &Arc<Self>) -> bool {
         if self.remote.is_none() {
             return true;
         }
-        let mut inner = self.inner();
-        if inner.driven {
-            drop(inner);
-            self.wake.notify_one();
-            return true;
+        if Handle::try_current().is_err() {
+            return false;
         }
-        let Ok(runtime) = Handle::try_current() else { return false };
-        inner.driven = true;
-        drop(inner);
-        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
-        runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
+        let _later = Later(self);
+        if let Ok(_turn) = self.turn.try_lock()
+            && self.is_to_ask()
+            && let Err(error) = self.exchange(Inner::request).await
+        {
+            tracing::debug!(%error, "a concurrency limit was not asked");
+        }
         true
     }
 
-    /// Sends a request and takes in its reply. Dropped in between, the request is repeated by the next exchange.
+    fn is_to_ask(&self) -> bool {
+        let inner = self.inner();
+        inner.away.is_none() && inner.pool.next(inner.line.waiting(), self.now()) == Next::Ask
+    }
+
+    /// Sees to it that there is a task that asks the store in time, if there is something to ask.
+    fn drive(self: &Arc<Self>) {
+        let mut inner = self.inner();
+        let due = match inner.pool.next(inner.line.waiting(), self.now()) {
+            Next::Ask => 0,
+            Next::At(at) => at,
+            Next::Nothing => return,
+        };
+        if inner.driven {
+            if due < inner.looks {
+                self.wake.notify_one();
+            }
+            return;
+        }
+        // Without a runtime the lease ends by itself.
+        let Ok(runtime) = Handle::try_current() else { return };
+        (inner.driven, inner.looks) = (true, 0);
+        // A runtime that has ended drops the task here, which takes the lock.
+        drop(inner);
+        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
+        runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
+    }
+
+    /// Sends a request and takes in its reply, in the turn of the caller. Dropped in between, the request is repeated by the
+    /// next exchange.
     async fn exchange(self: &Arc<Self>, make: impl FnOnce(&mut Inner, u64) -> Hold) -> Result<()> {
         let Some(remote) = &self.remote else { return Ok(()) };
-        let _turn = self.turn.lock().await;
         let sent = self.now();
         let request = make(&mut self.inner(), sent);
         let reply = remote.store.transact(&remote.key, request).await;
@@ -603,6 +642,10 @@ impl Admitted {
 }
 
 impl Inner {
+    fn request(&mut self, now: u64) -> Hold {
+        self.pool.request(self.line.waiting(), now)
+    }
+
     /// Takes so many permits if they are here and nobody stands in line for them.
     fn take(&mut self, permits: u64, now: u64) -> Option<Admitted> {
         (self.line.is_empty() && self.pool.take(permits, now)).then(|| self.admitted(permits, now))
@@ -750,6 +793,15 @@ impl Inner {
     }
 }
 
+/// Leaves to a task what is to be done when it is dropped.
+struct Later<'a>(&'a Arc<Shared>);
+
+impl Drop for Later<'_> {
+    fn drop(&mut self) {
+        self.0.drive();
+    }
+}
+
 /// A place in the line. Dropping it leaves the line.
 struct InLine<'a> {
     shared: &'a Arc<Shared>,
@@ -792,8 +844,7 @@ impl Drop for Permit {
             shared.finish(After { answers, over: None });
         }
         if ask {
-            // Without a runtime the lease ends by itself.
-            let _ends = shared.drive();
+            shared.drive();
         }
     }
 }
@@ -820,15 +871,22 @@ impl Driver {
                 };
                 // Under the lock: whoever comes later begins another.
                 inner.driven = next != Next::Nothing;
+                inner.looks = if let Next::At(at) = next { at } else { 0 };
                 (over, next)
             };
             shared.finish(After { answers: Vec::new(), over });
             match next {
                 Next::Ask => {
-                    let ask = |inner: &mut Inner, now| inner.pool.request(inner.line.waiting(), now);
                     let left = shared.inner().pool.left(now);
+                    let ask = async {
+                        let _turn = shared.turn.lock().await;
+                        if shared.is_to_ask() || shared.inner().away.is_some() {
+                            shared.exchange(Inner::request).await?;
+                        }
+                        Ok::<(), Error>(())
+                    };
                     // However long the store takes, what is over is given up then.
-                    match (tokio::time::timeout(left, shared.exchange(ask)).await, &shared.remote) {
+                    match (tokio::time::timeout(left, ask).await, &shared.remote) {
                         (Ok(Err(error)), _) => tracing::debug!(%error, "a concurrency limit was not asked"),
                         (Err(_), Some(remote)) => {
                             let error =
