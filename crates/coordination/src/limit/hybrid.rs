@@ -104,8 +104,8 @@ impl HybridLimiter {
     /// too; see [`metered_as`](Self::metered_as).
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name, a lease shorter than 10 ms or longer than an hour, or a local share of less than one
-    /// permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let entries expire, or not as late
+    /// `InvalidInput` for an empty name, a lease shorter than 10 ms (where the clocks of instances decide: 4 times what
+    /// they may be apart) or longer than an hour, or a local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let entries expire, or not as late
     /// as this limit needs.
     pub fn new(
         store: Store,
@@ -114,16 +114,19 @@ impl HybridLimiter {
         lease: Duration,
         on_unavailable: OnUnavailable,
     ) -> Result<Self> {
-        if !(Duration::from_millis(10)..=Duration::from_secs(3_600)).contains(&lease) {
-            let message = format!("a lease lasts between 10 ms and 1 h, not {lease:?}");
+        let clock_error = store.capabilities().clock_error;
+        let shortest = Duration::from_millis(10).max(4 * clock_error);
+        if !(shortest..=Duration::from_secs(3_600)).contains(&lease) {
+            let message = format!("a lease in this store lasts between {shortest:?} and 1 h, not {lease:?}");
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let limit = limit.into();
         let key = key(&store, name, limit.memory() + lease)?;
         let fallback = Fallback::new(on_unavailable, limit)?;
         let time = Time::monotonic();
-        let length = u64::try_from(lease.as_micros()).unwrap_or(MAX);
-        let portion = Portion::new(limit, fastrand::u64(..MAX), length, time.micros());
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(MAX);
+        let lengths = (micros(lease), micros(clock_error));
+        let portion = Portion::new(limit, fastrand::u64(..MAX), lengths, time.micros());
         let shared = Shared {
             store,
             key,

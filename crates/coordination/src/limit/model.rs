@@ -173,7 +173,7 @@ impl World {
 
 impl Instance {
     fn new(limit: impl Into<Limit>, id: u64, pace: u64, offset: u64) -> Self {
-        let portion = Portion::new(limit.into(), id, LEASE, offset);
+        let portion = Portion::new(limit.into(), id, (LEASE, 0), offset);
         Self { portion, pace, offset, late: Vec::new() }
     }
 

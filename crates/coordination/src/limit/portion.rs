@@ -10,8 +10,9 @@ use super::{
 pub(super) struct Portion {
     limit: Limit,
     id: u64,
-    /// How long a lease lasts.
+    /// How long a lease lasts, and how far apart the clocks may be by which it ends.
     length: u64,
+    clock_error: u64,
     tokens: u64,
     /// Permits that the store counts as held: these, and what was spent since it was told.
     held: u64,
@@ -50,11 +51,12 @@ pub(super) enum Local {
 
 impl Portion {
     /// Nothing yet.
-    pub(super) fn new(limit: Limit, id: u64, length: u64, now: u64) -> Self {
+    pub(super) fn new(limit: Limit, id: u64, (length, clock_error): (u64, u64), now: u64) -> Self {
         Self {
             limit,
             id,
             length,
+            clock_error,
             tokens: 0,
             held: 0,
             until: now,
@@ -146,7 +148,8 @@ impl Portion {
         self.held = reply.held;
         self.tokens = reply.held.saturating_sub(self.spent);
         // A clock that is a tenth too slow still ends before the store does.
-        self.until = sent.saturating_add(reply.left - reply.left / 10);
+        let left = reply.left - reply.left / 10;
+        self.until = sent.saturating_add(left.saturating_sub(self.clock_error));
         // Where there is hardly any left, asking for every single permit as it comes would be as slow as having no
         // portion, and whoever asks fastest would get them all.
         let filling = self.limit.memory_micros();

@@ -78,7 +78,22 @@ macro_rules! over {
     )*};
 }
 
-over!(redis, cluster, postgres, memcached, disk, memory);
+over!(redis, cluster, postgres, disk, memory);
+
+#[tokio::test]
+async fn where_the_clocks_of_instances_decide_leases_are_longer_than_those_may_be_apart() {
+    let store = Place::memcached().open().await;
+    for (name, open) in BOTH {
+        let open = |lease| open(store.clone(), name, 3, lease, OnUnavailable::Refuse);
+        assert_eq!(open(Duration::from_secs(20)).unwrap_err().kind(), ErrorKind::InvalidInput);
+        let [one, other] = [(); 2].map(|()| open(Duration::from_secs(30)).unwrap());
+        let two = one.acquire(2).await.unwrap();
+        assert!(two.is_held() && other.try_acquire(2).await.unwrap().is_err());
+        drop(two);
+        one.release().await.unwrap();
+        assert!(other.acquire_timeout(3, PATIENCE).await.unwrap().unwrap().is_held());
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn in_one_process_who_comes_first_goes_first_and_who_leaves_lets_the_others_by() {

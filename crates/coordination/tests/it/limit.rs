@@ -188,6 +188,16 @@ async fn what_lies_under_the_key_and_is_no_limiter_is_an_error_and_not_an_outage
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
+#[tokio::test]
+async fn where_the_clocks_of_instances_decide_leases_are_longer_than_those_may_be_apart() {
+    let store = Place::memcached().open().await;
+    let open = |lease| HybridLimiter::new(store.clone(), "a", fixed(5), lease, OnUnavailable::Refuse);
+    assert_eq!(open(Duration::from_secs(20)).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let limiter = open(Duration::from_secs(30)).unwrap();
+    assert!(limiter.try_acquire(5).await.unwrap().allowed);
+    assert!(!limiter.try_acquire(1).await.unwrap().allowed);
+}
+
 /// The forms and outcomes of the decisions that the metrics have counted.
 fn counted(snapshotter: &Snapshotter) -> Vec<(String, String)> {
     let snapshot = snapshotter.snapshot().into_vec().into_iter();

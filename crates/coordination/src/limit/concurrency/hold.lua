@@ -17,6 +17,9 @@ local function parse(state)
     return false
   end
   local back = math.max(at - now, 0)
+  if back <= length then
+    now, back = math.max(now, at), 0
+  end
   for first = 3, #fields, #FIELDS do
     local lease = {}
     for index, name in ipairs(FIELDS) do

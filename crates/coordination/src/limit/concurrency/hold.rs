@@ -53,14 +53,6 @@ pub(super) struct Holding {
 #[derive(Debug)]
 pub(super) struct Look(pub(super) u64);
 
-impl Holding {
-    /// Until when it is held for sure if this is the reply to a request that was sent at this time.
-    pub(super) fn until(&self, sent: u64) -> u64 {
-        // A clock that is a tenth too slow still ends before the store does.
-        sent.saturating_add(self.left - self.left / 10)
-    }
-}
-
 impl Look {
     pub(super) fn decode(reply: &[u8]) -> Result<u64> {
         let mut fields = Fields::new(OF, reply)?;
@@ -159,8 +151,7 @@ impl Transition for Hold {
     }
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
-        let now = now_micros(now);
-        let mut leases = read(state, now)?;
+        let (mut leases, now) = read(state, now_micros(now), self.length)?;
         let own = leases.iter().position(|lease| lease.id == self.id).map(|index| leases.remove(index));
         if let Some(own) = &own
             && own.seq >= self.seq
@@ -227,19 +218,22 @@ impl Transition for Look {
     }
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
-        let leases = read(state, now_micros(now))?;
+        let (leases, _) = read(state, now_micros(now), u64::MAX)?;
         Ok(Step::nothing(self.0.saturating_sub(held_by(&leases)).to_string()))
     }
 }
 
-/// The leases that go on at this time. The state is `concurrency AT` with the time at which it was written, and for each
-/// `ID SEQ HELD WANT EXPIRES LIMIT SINCE`.
-fn read(state: Option<&[u8]>, now: u64) -> Result<Vec<Lease>> {
-    let Some(state) = state else { return Ok(Vec::new()) };
+/// The leases that go on at this time, and the time. The state is `concurrency AT` with the time at which it was written, and
+/// for each `ID SEQ HELD WANT EXPIRES LIMIT SINCE`.
+///
+/// A clock that has stepped back, or is not that of whoever has written, stands still. If it is behind by more than a lease,
+/// which the clocks of those who use a store never are, the leases are moved back with it.
+fn read(state: Option<&[u8]>, now: u64, length: u64) -> Result<(Vec<Lease>, u64)> {
+    let Some(state) = state else { return Ok((Vec::new(), now)) };
     let mut fields = Fields::new(OF, state)?;
     let (Word(kind), Number(at)) = (fields.next()?, fields.next()?);
-    // If the clock has stepped back they last as long as they would have then.
-    let back = at.saturating_sub(now);
+    let behind = at.saturating_sub(now);
+    let (back, now) = if behind > length { (behind, now) } else { (0, now.max(at)) };
     let mut leases = Vec::new();
     while let Some(Number(id)) = fields.optional()? {
         let mut next = || fields.next().map(|Number(number)| number);
@@ -252,7 +246,7 @@ fn read(state: Option<&[u8]>, now: u64) -> Result<Vec<Lease>> {
         return Err(corrupt(OF));
     }
     leases.retain(|lease| lease.expires > now);
-    Ok(leases)
+    Ok((leases, now))
 }
 
 fn foreign_reply() -> Error {

@@ -124,6 +124,7 @@ struct Remote {
     store: Store,
     key: Key,
     name: Box<str>,
+    clock_error: Duration,
     rule: OnUnavailable,
     /// How many this instance may use while the store is away.
     share: Option<u64>,
@@ -174,6 +175,9 @@ const ATTEMPTS: usize = 3;
 const UNKNOWN: u64 = 100_000;
 
 impl ConcurrencyLimiter {
+    /// What the keys of concurrency limits begin with; their names follow.
+    pub const KEY_PREFIX: &str = "concurrency:";
+
     /// So many at a time in this process. Its decisions are not counted unless it is [`metered_as`](Self::metered_as).
     ///
     /// # Errors
@@ -185,8 +189,8 @@ impl ConcurrencyLimiter {
     /// So many at a time in all instances. Permits come from the store and go back at once: the entry `concurrency:NAME`.
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name, no permits or more than 2^32, a lease shorter than 100 ms or longer than an hour, or a
-    /// local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let
+    /// `InvalidInput` for an empty name, no permits or more than 2^32, a lease shorter than 100 ms (where the clocks of instances
+    /// decide: 4 times what they may be apart) or longer than an hour, or a local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let
     /// entries expire.
     pub fn distributed(
         store: Store,
@@ -218,7 +222,8 @@ impl ConcurrencyLimiter {
 
     fn new(form: Form, permits: u64, lease: Duration, remote: Option<Remote>) -> Result<Self> {
         check(permits, MAX_PERMITS)?;
-        let length = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let clock_error = remote.as_ref().map_or(Duration::ZERO, |remote| remote.clock_error);
         let meter = match form {
             Form::Local => None,
             Form::Distributed => Some("distributed"),
@@ -226,7 +231,7 @@ impl ConcurrencyLimiter {
         };
         let meter = meter.zip(remote.as_ref()).map(|(form, remote)| Meter::new(&remote.name, form));
         let inner = Inner {
-            pool: Pool::new(form, permits, length, any_id()),
+            pool: Pool::new(form, permits, (micros(lease), micros(clock_error)), any_id()),
             line: Line::default(),
             lease: Arc::default(),
             out: 0,
@@ -417,8 +422,13 @@ impl Permit {
 impl Remote {
     fn new(store: Store, name: &str, permits: u64, lease: Duration, rule: OnUnavailable) -> Result<Self> {
         let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
-        if !(LEASES.0..=LEASES.1).contains(&lease) {
-            return invalid(format!("a lease lasts between 100 ms and 1 h, not {lease:?}"));
+        let offered = store.capabilities();
+        let clock_error = offered.clock_error;
+        let shortest = LEASES.0.max(4 * clock_error);
+        if !(shortest..=LEASES.1).contains(&lease) {
+            return invalid(format!(
+                "a lease in this store lasts between {shortest:?} and 1 h, not {lease:?}"
+            ));
         }
         let share = match rule {
             OnUnavailable::LocalShare { instances } => permits.checked_div(instances.into()),
@@ -427,19 +437,13 @@ impl Remote {
         if share.unwrap_or(0) == 0 && matches!(rule, OnUnavailable::LocalShare { .. }) {
             return invalid(format!("a local share of {permits} permits is one of 1 to {permits} instances"));
         }
-        let offered = store.capabilities();
         if !offered.ttl || offered.max_ttl < lease + Duration::from_micros(STAYS_MICROS) {
             let message = "a concurrency limit needs a store whose entries can expire";
             return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "limit"));
         }
         let key = state::key(ConcurrencyLimiter::KEY_PREFIX, name)?;
-        Ok(Self { store, key, name: name.into(), rule, share })
+        Ok(Self { store, key, name: name.into(), clock_error, rule, share })
     }
-}
-
-impl ConcurrencyLimiter {
-    /// What the keys of concurrency limits begin with; their names follow.
-    pub const KEY_PREFIX: &str = "concurrency:";
 }
 
 impl Shared {
@@ -578,7 +582,7 @@ impl Shared {
         let now = self.now();
         let reply = reply.and_then(|reply| {
             let reply = Hold::decode(&reply)?;
-            if reply.held > 0 && now >= reply.until(sent) {
+            if reply.held > 0 && now >= self.inner().pool.until(reply, sent) {
                 let message = "the store answers more slowly than the lease lasts: take a longer lease";
                 return Err(Error::new(ErrorKind::Timeout, message).with_retry(Retry::Safe));
             }

@@ -17,8 +17,9 @@ const START: u64 = 1_700_000_000_000_000;
 struct World {
     limit: u64,
     now: u64,
-    /// The store's clock is off by this.
+    /// The store's clock is off by this, or that of whoever asks.
     skew: i64,
+    error: i64,
     state: Option<Vec<u8>>,
 }
 
@@ -27,6 +28,8 @@ struct Instance {
     /// Its clock runs at this many thousandths of the time, and begins anywhere.
     pace: u64,
     offset: u64,
+    /// Where no clock is the store's, its own is wrong by this.
+    error: i64,
     /// For how long permits are in use.
     in_use_for: u64,
     /// What calls in progress hold.
@@ -37,11 +40,11 @@ struct Instance {
 
 impl World {
     fn new(limit: u64) -> Self {
-        Self { limit, now: START, skew: 0, state: None }
+        Self { limit, now: START, skew: 0, error: 0, state: None }
     }
 
     fn apply(&mut self, transition: &dyn Transition) -> Vec<u8> {
-        let now = i64::try_from(self.now).unwrap() + self.skew;
+        let now = i64::try_from(self.now).unwrap() + self.skew + self.error;
         let step = transition.apply(self.state.as_deref(), Timestamp::from_nanos(now * 1_000)).unwrap();
         match step.action {
             Action::Put { value, .. } => self.state = Some(value.to_vec()),
@@ -63,6 +66,7 @@ impl World {
         if !way.sent {
             return;
         }
+        self.error = instance.error;
         let reply = self.apply(&request);
         self.now += way.takes;
         if way.replied {
@@ -111,8 +115,19 @@ impl World {
 
 impl Instance {
     fn new(form: Form, limit: u64, id: u64, (pace, offset): (u64, u64)) -> Self {
-        let pool = Pool::new(form, limit, LEASE, id);
-        Self { pool, pace, offset, in_use_for: 0, calls: Vec::new(), sent: Vec::new() }
+        Self::with_error(form, limit, id, (pace, offset), (0, 0))
+    }
+
+    /// With a clock that is wrong by this, of clocks that may be so far apart.
+    fn with_error(
+        form: Form,
+        limit: u64,
+        id: u64,
+        (pace, offset): (u64, u64),
+        (error, apart): (i64, u64),
+    ) -> Self {
+        let pool = Pool::new(form, limit, (LEASE, apart), id);
+        Self { pool, pace, offset, error, in_use_for: 0, calls: Vec::new(), sent: Vec::new() }
     }
 
     fn clock(&self, now: u64) -> u64 {
@@ -204,13 +219,16 @@ proptest! {
         limit in 8_u64..30,
         clocks in prop::collection::vec((905_u64..1_300, 0_u64..1 << 50), 4),
         hybrids in prop::collection::vec(any::<bool>(), 4),
+        (apart, errors) in prop_oneof![Just(0_i64), Just(LEASE.cast_signed() / 4)]
+            .prop_flat_map(|apart| (Just(apart), prop::collection::vec(0..=apart, 4))),
         events in prop::collection::vec(events(), 1..200),
     ) {
         let mut world = World::new(limit);
         let mut ids = 0..;
         let mut born = |at: usize| {
             let form = if hybrids[at] { Form::Hybrid } else { Form::Distributed };
-            Instance::new(form, limit, ids.next().unwrap(), clocks[at])
+            let error = (errors[at], apart.cast_unsigned());
+            Instance::with_error(form, limit, ids.next().unwrap(), clocks[at], error)
         };
         let mut instances: Vec<_> = (0..4).map(&mut born).collect();
         for event in events {
@@ -223,6 +241,7 @@ proptest! {
                 Event::Rest { instance, way } => world.rest(&mut instances[instance], &way),
                 Event::Arrive { instance, which } => {
                     if let Some(request) = instances[instance].sent.iter().rev().nth(which) {
+                        world.error = instances[instance].error;
                         world.apply(request);
                     }
                 }
@@ -240,7 +259,7 @@ proptest! {
                 instance.end_call(0);
             }
         }
-        for _ in 0..6 {
+        for _ in 0..9 {
             for instance in &mut instances {
                 world.rest(instance, &SAFE);
             }
@@ -423,6 +442,29 @@ fn who_was_refused_once_and_never_comes_back_holds_nobody_up_for_long() {
         }
         // It holds less for two tenths of a lease and what a third of one has brought besides.
         assert!(busy.got >= 8 * 3 * LEASE * 8 / 10, "{form:?}: {}", busy.got);
+    }
+}
+
+#[test]
+fn clocks_of_instances_that_are_apart_end_no_lease_before_its_holder_knows() {
+    let apart = LEASE / 4;
+    let born = |id, error| Instance::with_error(Form::Distributed, 5, id, (1_000, 0), (error, apart));
+    let ahead = apart.cast_signed();
+    // One that is ahead of the holder comes when the lease is over by its clock.
+    let mut world = World::new(5);
+    let mut instances = [born(0, 0), born(1, ahead)];
+    assert!(world.call(&mut instances[0], 5, &SAFE));
+    world.now += LEASE - apart + 1;
+    assert!(world.call(&mut instances[1], 5, &SAFE));
+    world.assert_within_the_limit(&instances);
+    // Two that are apart come in turn, and take no time from the lease by that.
+    let mut world = World::new(5);
+    let mut instances = [born(0, 0), born(1, ahead), born(2, 0)];
+    assert!(world.call(&mut instances[0], 5, &SAFE));
+    for turn in 0..20 {
+        assert!(!world.call(&mut instances[1 + turn % 2], 5, &SAFE));
+        world.assert_within_the_limit(&instances);
+        world.now += 1_000;
     }
 }
 

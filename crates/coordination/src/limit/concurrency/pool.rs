@@ -20,8 +20,9 @@ pub(super) enum Form {
 pub(super) struct Pool {
     form: Form,
     limit: u64,
-    /// How long a lease lasts.
+    /// How long a lease lasts, and how far apart the clocks may be by which it ends.
     length: u64,
+    clock_error: u64,
     id: u64,
     seq: u64,
     /// Permits on lease, and until when.
@@ -91,12 +92,13 @@ pub(super) enum Next {
 }
 
 impl Pool {
-    pub(super) fn new(form: Form, limit: u64, length: u64, id: u64) -> Self {
+    pub(super) fn new(form: Form, limit: u64, (length, clock_error): (u64, u64), id: u64) -> Self {
         let (held, until) = if form == Form::Local { (limit, u64::MAX) } else { (0, 0) };
         Self {
             form,
             limit,
             length,
+            clock_error,
             id,
             seq: 0,
             held,
@@ -197,7 +199,7 @@ impl Pool {
     /// Begins anew, as another instance. Says how many permits were in use: it must not count on them any more.
     pub(super) fn begin_anew(&mut self, id: u64) -> u64 {
         let lost = self.in_use;
-        *self = Self::new(self.form, self.limit, self.length, id);
+        *self = Self::new(self.form, self.limit, (self.length, self.clock_error), id);
         lost
     }
 
@@ -283,6 +285,13 @@ impl Pool {
         hold
     }
 
+    /// Until when it is held for sure if this is the reply to a request that was sent at this time.
+    pub(super) fn until(&self, reply: Holding, sent: u64) -> u64 {
+        // A clock that is a tenth too slow still ends before the store does.
+        let left = reply.left - reply.left / 10;
+        sent.saturating_add(left.saturating_sub(self.clock_error))
+    }
+
     /// Takes in the reply to the request that was sent at this time.
     pub(super) fn answered(&mut self, reply: Holding, sent: u64) -> Answered {
         let Some((request, asked)) = self.pending.take() else {
@@ -291,7 +300,7 @@ impl Pool {
         self.known = reply.held > 0 || request.want > 0;
         self.lacks = reply.held < request.want;
         self.refused = None;
-        (self.held, self.until) = (reply.held, reply.until(sent));
+        (self.held, self.until) = (reply.held, self.until(reply, sent));
         (self.cap, self.free) = (reply.cap, reply.free);
         let refused = asked.permits > 0 && reply.held < request.keep + asked.permits;
         Answered { held: reply.held >= self.in_use, refused: refused.then_some(asked) }
