@@ -531,6 +531,21 @@ async fn whom_the_rule_refuses_is_counted_though_it_would_have_waited() {
 }
 
 #[test]
+fn a_runtime_that_is_not_driven_keeps_no_call_of_another_from_asking() {
+    for (name, open) in BOTH {
+        let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let store = idle.block_on(Place::memory().open());
+        let limiter = open(store, name, 2, LEASE, OnUnavailable::Refuse).unwrap();
+        let _held = idle.block_on(limiter.acquire(1)).unwrap();
+        let driven = tokio::runtime::Runtime::new().unwrap();
+        driven.block_on(async {
+            let taken = tokio::time::timeout(PATIENCE, limiter.try_acquire(1)).await.unwrap();
+            assert!(taken.unwrap().unwrap().is_held());
+        });
+    }
+}
+
+#[test]
 fn what_cannot_be_renewed_ends_by_itself_and_without_a_runtime_it_is_an_error() {
     for (name, open) in BOTH {
         let runtime = tokio::runtime::Runtime::new().unwrap();
