@@ -369,6 +369,16 @@ fn locks_exclude_when_replies_are_lost_and_connections_are_cut() {
     assert_excluded(&lines);
 }
 
+fn restart_or_lose_replies(redis: &Redis, proxy: &Proxy, step: usize) {
+    if step.is_multiple_of(2) {
+        return redis.restart();
+    }
+    proxy.set(Mode::LoseReplies);
+    thread::sleep(Duration::from_millis(200));
+    proxy.set(Mode::Pass);
+    proxy.cut();
+}
+
 /// Parts those who come this way from the store for longer than what they hold lasts. What they sent meanwhile arrives late,
 /// or never.
 fn part(proxy: &Proxy, step: usize) {
@@ -459,15 +469,7 @@ fn assert_limits_hold(urls: &[&str], also: impl FnMut(usize)) {
 fn limits_are_not_passed_through_kills_and_pauses_of_processes_restarts_and_lost_replies() {
     let redis = durable_redis();
     let proxy = Proxy::before(redis.port());
-    assert_limits_hold(&[&redis.url_at(proxy.port())], |step| {
-        if step % 2 == 0 {
-            return redis.restart();
-        }
-        proxy.set(Mode::LoseReplies);
-        thread::sleep(Duration::from_millis(200));
-        proxy.set(Mode::Pass);
-        proxy.cut();
-    });
+    assert_limits_hold(&[&redis.url_at(proxy.port())], |step| restart_or_lose_replies(&redis, &proxy, step));
 }
 
 #[test]
@@ -495,15 +497,7 @@ fn assert_permits_hold(urls: &[&str], also: impl FnMut(usize)) {
 fn no_more_permits_are_held_through_kills_and_pauses_of_processes_restarts_and_lost_replies() {
     let redis = durable_redis();
     let proxy = Proxy::before(redis.port());
-    assert_permits_hold(&[&redis.url_at(proxy.port())], |step| {
-        if step % 2 == 0 {
-            return redis.restart();
-        }
-        proxy.set(Mode::LoseReplies);
-        thread::sleep(Duration::from_millis(200));
-        proxy.set(Mode::Pass);
-        proxy.cut();
-    });
+    assert_permits_hold(&[&redis.url_at(proxy.port())], |step| restart_or_lose_replies(&redis, &proxy, step));
 }
 
 #[test]

@@ -1,42 +1,30 @@
 //! The limiter of how many calls are in progress at a time.
 
 mod hold;
+mod inner;
 mod line;
-
 #[cfg(test)]
 mod model;
 mod pool;
-
+mod shared;
 #[cfg(test)]
 mod twins;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, oneshot},
-    time::Instant,
-};
+use commonhold_core::{Error, ErrorKind, Result, Retry, Store};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    hold::{Hold, Look},
-    line::Line,
-    pool::{Answered, Asked, Form, Next, Pool},
+    hold::Look,
+    inner::any_id,
+    pool::{Form, Next, Pool},
+    shared::{After, Answer, Later, Remote, Shared},
 };
 use super::{
     Decision, OnUnavailable,
-    clock::Time,
     meter::{Meter, Verdict},
-    state::STAYS_MICROS,
-    unavailable::LEFT_ALONE,
 };
-use crate::state;
 
 /// Limits how many calls are in progress at a time: each takes permits and holds them until it drops them.
 ///
@@ -109,70 +97,8 @@ pub struct Permit {
 /// Cancelled when it is over. In a counter of its own: to clone a token takes a lock.
 type Lease = CancellationToken;
 
-struct Shared {
-    limit: u64,
-    remote: Option<Remote>,
-    time: Time,
-    inner: Mutex<Inner>,
-    /// One request at a time.
-    turn: tokio::sync::Mutex<()>,
-    /// For the task that asks: something has changed.
-    wake: Arc<Notify>,
-}
-
-struct Remote {
-    store: Store,
-    key: Key,
-    name: Box<str>,
-    clock_error: Duration,
-    rule: OnUnavailable,
-    /// How many this instance may use while the store is away.
-    share: Option<u64>,
-}
-
-struct Inner {
-    pool: Pool,
-    line: Line,
-    lease: Arc<Lease>,
-    /// Permits that are out, lost ones and those that are of no lease among them.
-    out: u64,
-    /// For how long permits were in use lately, in microseconds.
-    in_use_for: Option<u64>,
-    /// There is a task that asks the store, and when it looks again.
-    driven: bool,
-    looks: u64,
-    away: Option<(Error, Instant)>,
-}
-
-type Answer = Result<std::result::Result<Permit, Decision>>;
-
-/// What is to be done once the lock is free.
-struct After {
-    answers: Vec<(oneshot::Sender<Answer>, Outcome)>,
-    over: Option<Arc<Lease>>,
-}
-
-enum Outcome {
-    /// The permits are counted as out.
-    Admitted(Admitted),
-    Refused(Decision),
-    Failed(Error),
-}
-
-struct Admitted {
-    permits: u64,
-    lease: Option<Arc<Lease>>,
-    since: u64,
-    decision: Decision,
-}
-
 /// The most permits that there can be.
 const MAX_PERMITS: u64 = 1 << 32;
-const LEASES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
-/// How often a call begins a task that asks for it.
-const ATTEMPTS: usize = 3;
-/// When to ask again, in microseconds, before any permit has come back here.
-const UNKNOWN: u64 = 100_000;
 
 impl ConcurrencyLimiter {
     /// What the keys of concurrency limits begin with; their names follow.
@@ -230,25 +156,8 @@ impl ConcurrencyLimiter {
             Form::Hybrid => Some("hybrid"),
         };
         let meter = meter.zip(remote.as_ref()).map(|(form, remote)| Meter::new(&remote.name, form));
-        let inner = Inner {
-            pool: Pool::new(form, permits, (micros(lease), micros(clock_error)), any_id()),
-            line: Line::default(),
-            lease: Arc::default(),
-            out: 0,
-            in_use_for: None,
-            driven: false,
-            looks: 0,
-            away: None,
-        };
-        let shared = Shared {
-            limit: permits,
-            remote,
-            time: Time::monotonic(),
-            inner: Mutex::new(inner),
-            turn: tokio::sync::Mutex::default(),
-            wake: Arc::default(),
-        };
-        Ok(Self { shared: Arc::new(shared), meter })
+        let pool = Pool::new(form, permits, (micros(lease), micros(clock_error)), any_id());
+        Ok(Self { shared: Arc::new(Shared::new(permits, remote, pool)), meter })
     }
 
     /// Counts its decisions in the metrics under this name instead of its own.
@@ -419,414 +328,6 @@ impl Permit {
     }
 }
 
-impl Remote {
-    fn new(store: Store, name: &str, permits: u64, lease: Duration, rule: OnUnavailable) -> Result<Self> {
-        let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
-        let offered = store.capabilities();
-        let clock_error = offered.clock_error;
-        let shortest = LEASES.0.max(4 * clock_error);
-        if !(shortest..=LEASES.1).contains(&lease) {
-            return invalid(format!(
-                "a lease in this store lasts between {shortest:?} and 1 h, not {lease:?}"
-            ));
-        }
-        let share = match rule {
-            OnUnavailable::LocalShare { instances } => permits.checked_div(instances.into()),
-            OnUnavailable::Allow | OnUnavailable::Refuse => None,
-        };
-        if share.unwrap_or(0) == 0 && matches!(rule, OnUnavailable::LocalShare { .. }) {
-            return invalid(format!("a local share of {permits} permits is one of 1 to {permits} instances"));
-        }
-        if !offered.ttl || offered.max_ttl < lease + Duration::from_micros(STAYS_MICROS) {
-            let message = "a concurrency limit needs a store whose entries can expire";
-            return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "limit"));
-        }
-        let key = state::key(ConcurrencyLimiter::KEY_PREFIX, name)?;
-        Ok(Self { store, key, name: name.into(), clock_error, rule, share })
-    }
-}
-
-impl Shared {
-    async fn admit(self: &Arc<Self>, permits: u64, patient: bool) -> Answer {
-        // The task that asks may have ended with its runtime: then this one begins another.
-        for _ in 0..ATTEMPTS {
-            let now = self.now();
-            let (over, outcome, joined) = {
-                let mut inner = self.inner();
-                let over = inner.give_up_what_is_over(self.name(), now);
-                let outcome = self.decide(&mut inner, permits, patient, now);
-                let joined = outcome.is_none().then(|| inner.line.join(permits, patient));
-                (over, outcome, joined)
-            };
-            let joined = joined.map(|(ticket, answer)| (InLine { shared: self, ticket }, answer));
-            self.finish(After { answers: Vec::new(), over });
-            if let Some(outcome) = outcome {
-                return self.answer(outcome);
-            }
-            let Some((_in_line, mut answer)) = joined else { continue };
-            let answered = tokio::select! {
-                biased;
-                // By others: then the task repeats what was asked here.
-                answered = &mut answer => answered,
-                can_ask = self.ask() => if can_ask { answer.await } else { break },
-            };
-            if let Ok(answer) = answered {
-                return answer;
-            }
-        }
-        let message = "there is no runtime on which the store could be asked";
-        Err(Error::new(ErrorKind::Closed, message))
-    }
-
-    /// What can be said at once.
-    fn decide(&self, inner: &mut Inner, permits: u64, patient: bool, now: u64) -> Option<Outcome> {
-        if let Some(admitted) = inner.take(permits, now) {
-            return Some(Outcome::Admitted(admitted));
-        }
-        let waiting = inner.line.waiting().all;
-        inner.pool.wanted(waiting.saturating_add(permits));
-        let Some(remote) = &self.remote else {
-            return (!patient).then(|| Outcome::Refused(inner.refusal(permits, now)));
-        };
-        if let Some((error, since)) = &inner.away
-            && (inner.driven || since.elapsed() < LEFT_ALONE)
-        {
-            let error = error.clone();
-            return inner.by_rule(remote, permits, patient, error, now);
-        }
-        if inner.line.is_empty() {
-            inner.pool.asks_anew();
-        }
-        let refused = inner.line.is_patient() || inner.pool.is_refused(permits, now);
-        (!patient && refused).then(|| Outcome::Refused(inner.refusal(permits, now)))
-    }
-
-    fn answer(self: &Arc<Self>, outcome: Outcome) -> Answer {
-        match outcome {
-            Outcome::Admitted(admitted) => Ok(Ok(admitted.permit(self))),
-            Outcome::Refused(decision) => Ok(Err(decision)),
-            Outcome::Failed(error) => Err(error),
-        }
-    }
-
-    fn finish(self: &Arc<Self>, after: After) {
-        for (waiter, outcome) in after.answers {
-            // Who does not wait any more drops its permits.
-            drop(waiter.send(self.answer(outcome)));
-        }
-        if let Some(lease) = after.over {
-            lease.cancel();
-        }
-    }
-
-    fn refusal(&self, permits: u64) -> Decision {
-        let inner = self.inner();
-        let degraded = inner.away.is_some();
-        Decision { degraded, ..inner.refusal(permits, self.now()) }
-    }
-
-    /// Asks for those in line unless somebody does, and leaves to a task what is to be done later. `false` if there can be
-    /// none.
-    async fn ask(self: &Arc<Self>) -> bool {
-        if self.remote.is_none() {
-            return true;
-        }
-        if Handle::try_current().is_err() {
-            return false;
-        }
-        let _later = Later(self);
-        if let Ok(_turn) = self.turn.try_lock()
-            && self.is_to_ask()
-            && let Err(error) = self.exchange(Inner::request).await
-        {
-            tracing::debug!(%error, "a concurrency limit was not asked");
-        }
-        true
-    }
-
-    fn is_to_ask(&self) -> bool {
-        let inner = self.inner();
-        inner.away.is_none() && inner.pool.next(inner.line.waiting(), self.now()) == Next::Ask
-    }
-
-    /// Sees to it that there is a task that asks the store in time, if there is something to ask.
-    fn drive(self: &Arc<Self>) {
-        let mut inner = self.inner();
-        let due = match inner.pool.next(inner.line.waiting(), self.now()) {
-            Next::Ask => 0,
-            Next::At(at) => at,
-            Next::Nothing => return,
-        };
-        if inner.driven {
-            if due < inner.looks {
-                self.wake.notify_one();
-            }
-            return;
-        }
-        // Without a runtime the lease ends by itself.
-        let Ok(runtime) = Handle::try_current() else { return };
-        (inner.driven, inner.looks) = (true, 0);
-        // A runtime that has ended drops the task here, which takes the lock.
-        drop(inner);
-        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
-        runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
-    }
-
-    /// Sends a request and takes in its reply, in the turn of the caller. Dropped in between, the request is repeated by the
-    /// next exchange.
-    async fn exchange(self: &Arc<Self>, make: impl FnOnce(&mut Inner, u64) -> Hold) -> Result<()> {
-        let Some(remote) = &self.remote else { return Ok(()) };
-        let sent = self.now();
-        let request = make(&mut self.inner(), sent);
-        let reply = remote.store.transact(&remote.key, request).await;
-        let now = self.now();
-        let reply = reply.and_then(|reply| {
-            let reply = Hold::decode(&reply)?;
-            if reply.held > 0 && now >= self.inner().pool.until(reply, sent) {
-                let message = "the store answers more slowly than the lease lasts: take a longer lease";
-                return Err(Error::new(ErrorKind::Timeout, message).with_retry(Retry::Safe));
-            }
-            Ok(reply)
-        });
-        let (after, result) = {
-            let mut inner = self.inner();
-            match reply {
-                Ok(reply) => {
-                    if inner.away.take().is_some() {
-                        tracing::info!(limiter = &*remote.name, "the store of the limiter is back");
-                    }
-                    let Answered { held, refused } = inner.pool.answered(reply, sent);
-                    let over = if held { None } else { inner.give_up(&remote.name) };
-                    let mut answers = inner.serve(remote.share, now);
-                    match refused {
-                        Some(refused) => answers.extend(inner.refuse(refused, now)),
-                        None => inner.let_wait(now),
-                    }
-                    (After { answers, over }, Ok(()))
-                }
-                Err(error) if error.retry() == Retry::Never => {
-                    inner.away = None;
-                    inner.pool.unanswered();
-                    if inner.line.is_empty() {
-                        tracing::warn!(limiter = &*remote.name, %error, "permits cannot be renewed");
-                    }
-                    let line = inner.line.dissolve().into_values();
-                    let failed = line.map(|waiter| (waiter.answer, Outcome::Failed(error.clone())));
-                    (After { answers: failed.collect(), over: None }, Err(error))
-                }
-                Err(error) => {
-                    let answers = inner.is_away(remote, &error, now);
-                    (After { answers, over: None }, Err(error))
-                }
-            }
-        };
-        self.finish(after);
-        result
-    }
-
-    fn name(&self) -> &str {
-        self.remote.as_ref().map_or("", |remote| &remote.name)
-    }
-
-    fn now(&self) -> u64 {
-        self.time.micros()
-    }
-
-    // A std mutex: it is held for a few steps, which cannot panic half-way, and never across an await.
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Admitted {
-    fn permit(self, shared: &Arc<Shared>) -> Permit {
-        let Self { permits, lease, since, decision } = self;
-        Permit { shared: Arc::clone(shared), permits, lease, since, decision }
-    }
-}
-
-impl Inner {
-    fn request(&mut self, now: u64) -> Hold {
-        self.pool.request(self.line.waiting(), now)
-    }
-
-    /// Takes so many permits if they are here and nobody stands in line for them.
-    fn take(&mut self, permits: u64, now: u64) -> Option<Admitted> {
-        (self.line.is_empty() && self.pool.take(permits, now)).then(|| self.admitted(permits, now))
-    }
-
-    /// Gives those in line what is here, in their order; while the store is away, up to the local share.
-    fn serve(&mut self, share: Option<u64>, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
-        let mut served = Vec::new();
-        while let Some((ticket, waiter)) = self.line.first() {
-            let permits = waiter.permits;
-            let outcome = if self.pool.take(permits, now) {
-                Outcome::Admitted(self.admitted(permits, now))
-            } else if self.away.is_some() && share.is_some_and(|share| self.out + permits <= share) {
-                self.unbooked(permits, now)
-            } else {
-                break;
-            };
-            served.extend(self.line.leave(ticket).map(|waiter| (waiter.answer, outcome)));
-        }
-        served
-    }
-
-    /// Says so to those who were refused and do not wait, and lets whoever is first then wait for a while.
-    fn refuse(&mut self, refused: Asked, now: u64) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
-        let dismissed = self.line.dismiss(refused);
-        let first = self.line.first().map(|(_, waiter)| waiter.permits);
-        if first.is_none_or(|permits| permits >= refused.permits) {
-            self.pool.pause(refused.permits, self.in_use_for.unwrap_or(UNKNOWN), now);
-        }
-        let refusal = self.refusal(refused.permits, now);
-        dismissed.into_iter().map(|waiter| (waiter.answer, Outcome::Refused(refusal))).collect()
-    }
-
-    /// Does not ask at once for those who wait if nobody has as many to give.
-    fn let_wait(&mut self, now: u64) {
-        if let Some((_, first)) = self.line.first()
-            && first.permits > self.pool.free()
-        {
-            self.pool.pause(first.permits, self.in_use_for.unwrap_or(UNKNOWN), now);
-        }
-    }
-
-    /// Goes by the rule from now on.
-    fn is_away(
-        &mut self,
-        remote: &Remote,
-        error: &Error,
-        now: u64,
-    ) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
-        // Its requests can be repeated, so none of them is charged twice.
-        let error = error.clone().with_retry(Retry::Safe);
-        if self.away.replace((error.clone(), Instant::now())).is_none() {
-            let rule = remote.rule;
-            tracing::warn!(limiter = &*remote.name, %error, ?rule, "the store of a limiter is away");
-        }
-        self.answer_by_rule(remote, &error, now)
-    }
-
-    /// What the rule says to all in line. Those whom it lets wait stay.
-    fn answer_by_rule(
-        &mut self,
-        remote: &Remote,
-        error: &Error,
-        now: u64,
-    ) -> Vec<(oneshot::Sender<Answer>, Outcome)> {
-        let mut answers = Vec::new();
-        for (ticket, waiter) in self.line.dissolve() {
-            match self.by_rule(remote, waiter.permits, waiter.patient, error.clone(), now) {
-                Some(outcome) => answers.push((waiter.answer, outcome)),
-                None => self.line.insert(ticket, waiter),
-            }
-        }
-        answers
-    }
-
-    /// What the rule says; nothing to those who wait for the local share.
-    fn by_rule(
-        &mut self,
-        remote: &Remote,
-        permits: u64,
-        patient: bool,
-        error: Error,
-        now: u64,
-    ) -> Option<Outcome> {
-        let refused = || {
-            let decision = Decision { degraded: true, retry_after: LEFT_ALONE, ..self.refusal(permits, now) };
-            if patient { Outcome::Failed(error) } else { Outcome::Refused(decision) }
-        };
-        match (remote.rule, remote.share) {
-            (OnUnavailable::Allow, _) => Some(self.unbooked(permits, now)),
-            (OnUnavailable::Refuse, _) | (_, None) => Some(refused()),
-            (_, Some(share)) if permits > share => Some(refused()),
-            (_, Some(share)) if self.line.is_empty() && self.out + permits <= share => {
-                Some(self.unbooked(permits, now))
-            }
-            _ => (!patient).then(refused),
-        }
-    }
-
-    /// Of permits that the pool has given.
-    fn admitted(&mut self, permits: u64, now: u64) -> Admitted {
-        self.out += permits;
-        let decision = Decision { allowed: true, retry_after: Duration::ZERO, ..self.refusal(permits, now) };
-        Admitted { permits, lease: Some(Arc::clone(&self.lease)), since: now, decision }
-    }
-
-    /// Of permits that nobody has given.
-    fn unbooked(&mut self, permits: u64, now: u64) -> Outcome {
-        self.out += permits;
-        let decision = Decision {
-            allowed: true,
-            remaining: 0,
-            retry_after: Duration::ZERO,
-            degraded: true,
-            ..self.refusal(permits, now)
-        };
-        Outcome::Admitted(Admitted { permits, lease: None, since: now, decision })
-    }
-
-    fn refusal(&self, permits: u64, now: u64) -> Decision {
-        let in_use_for = self.in_use_for.unwrap_or(UNKNOWN);
-        // Of so many that are out, each for this long, the next one comes back after this.
-        let next = (in_use_for / self.out.max(1)).max(self.pool.again(permits).saturating_sub(now));
-        Decision {
-            allowed: false,
-            remaining: self.pool.remaining(now),
-            retry_after: Duration::from_micros(next.max(1)),
-            reset_after: Duration::from_micros(if self.out > 0 { in_use_for } else { 0 }),
-            degraded: false,
-        }
-    }
-
-    fn give_up_what_is_over(&mut self, name: &str, now: u64) -> Option<Arc<Lease>> {
-        if self.pool.is_over(now) { self.give_up(name) } else { None }
-    }
-
-    /// Counts no more on what the lease has brought.
-    fn give_up(&mut self, name: &str) -> Option<Arc<Lease>> {
-        let in_use = self.pool.begin_anew(any_id());
-        let over = std::mem::take(&mut self.lease);
-        if in_use > 0 {
-            tracing::warn!(limiter = name, permits = in_use, "permits were lost while they were in use");
-        }
-        Some(over)
-    }
-}
-
-/// Leaves to a task what is to be done when it is dropped.
-struct Later<'a>(&'a Arc<Shared>);
-
-impl Drop for Later<'_> {
-    fn drop(&mut self) {
-        self.0.drive();
-    }
-}
-
-/// A place in the line. Dropping it leaves the line.
-struct InLine<'a> {
-    shared: &'a Arc<Shared>,
-    ticket: u64,
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        let answers = {
-            let mut inner = self.shared.inner();
-            if inner.line.leave(self.ticket).is_none() {
-                return;
-            }
-            // The next ones may want fewer.
-            let share = self.shared.remote.as_ref().and_then(|remote| remote.share);
-            inner.serve(share, self.shared.now())
-        };
-        self.shared.finish(After { answers, over: None });
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
         let shared = &self.shared;
@@ -853,114 +354,6 @@ impl Drop for Permit {
     }
 }
 
-/// The task that asks the store. It does not keep the limiter.
-struct Driver {
-    shared: Weak<Shared>,
-    wake: Arc<Notify>,
-}
-
-impl Driver {
-    async fn ask_as_long_as_there_is_something_to_ask(mut self) {
-        loop {
-            let Some(shared) = self.shared.upgrade() else { return };
-            let now = shared.now();
-            let (over, next) = {
-                let mut inner = shared.inner();
-                let over = inner.give_up_what_is_over(shared.name(), now);
-                let next = match (inner.pool.next(inner.line.waiting(), now), &inner.away) {
-                    (Next::Ask, Some((_, since))) if since.elapsed() < LEFT_ALONE => {
-                        Next::At(now + (LEFT_ALONE - since.elapsed()).as_micros() as u64 + 1)
-                    }
-                    (next, _) => next,
-                };
-                // Under the lock: whoever comes later begins another.
-                inner.driven = next != Next::Nothing;
-                inner.looks = if let Next::At(at) = next { at } else { 0 };
-                (over, next)
-            };
-            shared.finish(After { answers: Vec::new(), over });
-            match next {
-                Next::Ask => {
-                    let left = shared.inner().pool.left(now);
-                    let ask = async {
-                        let _turn = shared.turn.lock().await;
-                        if shared.is_to_ask() || shared.inner().away.is_some() {
-                            shared.exchange(Inner::request).await?;
-                        }
-                        Ok::<(), Error>(())
-                    };
-                    // However long the store takes, what is over is given up then.
-                    match (tokio::time::timeout(left, ask).await, &shared.remote) {
-                        (Ok(Err(error)), _) => tracing::debug!(%error, "a concurrency limit was not asked"),
-                        (Err(_), Some(remote)) => {
-                            let error =
-                                Error::new(ErrorKind::Timeout, "the store did not answer within the lease");
-                            let answers = shared.inner().is_away(remote, &error, shared.now());
-                            shared.finish(After { answers, over: None });
-                        }
-                        _ => {}
-                    }
-                }
-                Next::At(at) => {
-                    drop(shared);
-                    let pause = tokio::time::sleep(Duration::from_micros(at - now));
-                    tokio::select! {
-                        () = pause => {}
-                        () = self.wake.notified() => {}
-                    }
-                }
-                Next::Nothing => {
-                    self.shared = Weak::new();
-                    return;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Driver {
-    /// Ended with its runtime, perhaps: those in line begin another.
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let line = {
-            let mut inner = shared.inner();
-            if !inner.driven {
-                return;
-            }
-            inner.driven = false;
-            inner.line.dissolve()
-        };
-        drop(line);
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.wake.notify_one();
-        let now = self.now();
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(remote) = &self.remote
-            && let Some(request) = inner.pool.leave(now)
-            && let Ok(runtime) = Handle::try_current()
-        {
-            let (store, key) = (remote.store.clone(), remote.key.clone());
-            runtime.spawn(async move { store.transact(&key, request).await });
-        }
-    }
-}
-
-/// Another one than that of any other instance.
-fn any_id() -> u64 {
-    fastrand::u64(..super::config::MAX)
-}
-
-fn check(permits: u64, most: u64) -> Result<()> {
-    if (1..=most).contains(&permits) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::InvalidInput, format!("from 1 to {most} permits, not {permits}")))
-}
-
 impl fmt::Debug for ConcurrencyLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.shared.remote.as_ref().map(|remote| &remote.name);
@@ -975,4 +368,11 @@ impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Permit").field("permits", &self.permits).finish_non_exhaustive()
     }
+}
+
+fn check(permits: u64, most: u64) -> Result<()> {
+    if (1..=most).contains(&permits) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidInput, format!("from 1 to {most} permits, not {permits}")))
 }
