@@ -342,7 +342,7 @@ impl Drop for Permit {
             if self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease, &inner.lease)) {
                 inner.pool.give_back(self.permits);
             }
-            let answers = inner.serve(shared.remote.as_ref().and_then(|remote| remote.share), now);
+            let answers = inner.serve(shared.share(), now);
             (answers, inner.away.is_none() && inner.pool.next(inner.line.waiting(), now) == Next::Ask)
         };
         if !answers.is_empty() {

@@ -278,6 +278,11 @@ impl Shared {
         result
     }
 
+    /// How many may be in use here while the store is away.
+    pub(super) fn share(&self) -> Option<u64> {
+        self.remote.as_ref().and_then(|remote| remote.share)
+    }
+
     pub(super) fn name(&self) -> &str {
         self.remote.as_ref().map_or("", |remote| &remote.name)
     }
@@ -315,8 +320,7 @@ impl Drop for InLine<'_> {
                 return;
             }
             // The next ones may want fewer.
-            let share = self.shared.remote.as_ref().and_then(|remote| remote.share);
-            inner.serve(share, self.shared.now())
+            inner.serve(self.shared.share(), self.shared.now())
         };
         self.shared.finish(After { answers, over: None });
     }
