@@ -59,7 +59,7 @@ pub(crate) fn to_label(text: &[u8]) -> String {
     format!("={}", percent_encode(text, ESCAPED))
 }
 
-fn from_label(label: &str) -> Vec<u8> {
+pub(crate) fn from_label(label: &str) -> Vec<u8> {
     percent_decode_str(label.strip_prefix('=').unwrap_or(label)).collect()
 }
 

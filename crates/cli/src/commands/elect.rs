@@ -71,7 +71,7 @@ async fn run_leading(election: Election, name: &str, args: &Args) -> Result<()> 
         let lead =
             signals.unless_stopped(campaign, election.settled(), "stopped before it was chosen").await??;
         let lost = lead.lost().cancelled_owned();
-        match hold::run(&args.command, name, lead.fence(), lost, &mut signals).await {
+        match hold::run(&args.command, name, Some(lead.fence()), lost, &mut signals).await {
             Ok(hold::Ended::By(status)) => {
                 hold::release("lead", lead.resign(), &mut signals).await;
                 return hold::exit_as(status);

@@ -98,14 +98,14 @@ impl Signals {
 
 /// Runs a command until it ends or `lost` comes; then it is asked to end (SIGTERM) and after 5 s killed.
 ///
-/// It sees the fencing token in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. Signals that ask to end are passed
+/// It sees the fencing token, if there is one, in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. Signals that ask to end are passed
 /// on to it and to what it has started, which is a process group of its own. Where standard input is a terminal it is
 /// not, because it could not read from there: SIGINT, SIGQUIT and SIGHUP reach it from the terminal then, and SIGTERM only
 /// the command itself.
 pub(crate) async fn run(
     command: &[OsString],
     name: &str,
-    fence: Fence,
+    fence: Option<Fence>,
     lost: impl Future<Output = ()>,
     signals: &mut Signals,
 ) -> Result<Ended> {
@@ -150,7 +150,7 @@ fn send(id: Pid, grouped: bool, signal: Signal) {
     let _ = if grouped { kill_process_group(id, signal) } else { kill_process(id, signal) };
 }
 
-fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Result<Child> {
+fn start(command: &[OsString], name: &str, fence: Option<Fence>, grouped: bool) -> Result<Child> {
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::usage("no command to run"))?;
     let mut started = Command::new(program);
     if grouped {
@@ -158,7 +158,7 @@ fn start(command: &[OsString], name: &str, fence: Fence, grouped: bool) -> Resul
     }
     let started = started
         .args(arguments)
-        .env("COMMONHOLD_FENCE", fence.to_string())
+        .envs(fence.map(|fence| ("COMMONHOLD_FENCE", fence.to_string())))
         .env("COMMONHOLD_NAME", name)
         .stdin(Stdio::inherit())
         .kill_on_drop(true)

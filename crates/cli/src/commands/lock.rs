@@ -119,7 +119,7 @@ async fn run_under(locks: &Locks, name: &str, args: &Args) -> Result<()> {
         return Err(failure.help("without a command, `commonhold lock` shows who holds what"));
     };
     let lost = guard.lost();
-    match hold::run(&args.command, name, guard.fence(), lost.cancelled_owned(), &mut signals).await {
+    match hold::run(&args.command, name, Some(guard.fence()), lost.cancelled_owned(), &mut signals).await {
         Ok(hold::Ended::By(status)) => {
             hold::release(kind, guard.release(), &mut signals).await;
             hold::exit_as(status)

@@ -262,6 +262,78 @@ fn permits_of_a_limit_are_taken_by_several_processes_until_there_are_none() {
 }
 
 #[test]
+fn commands_run_while_they_hold_permits_of_a_concurrency_limit_and_it_is_shown_who_does() {
+    let (sandbox, store) = (Sandbox::new(), store());
+    let take = |args: &[&str]| {
+        let take = ["--store", &store, "limit", "take", "l", "--at-once", "3", "--ttl", "2s"];
+        sandbox.start([&take, args].concat())
+    };
+    let show = || sandbox.json(&["--store", &store, "limit", "show", "l", "--at-once", "3"]).remove(0);
+    assert_eq!(show()["free"], 3);
+    let mut holder =
+        take(&["--permits", "2", "--", "sh", "-c", "echo $COMMONHOLD_NAME running >&2; read line; exit 7"]);
+    holder.wait_for_note("l running");
+    let shown = show();
+    let [one] = &shown["holders"].as_array().unwrap()[..] else { panic!("{shown}") };
+    assert_eq!((&shown["free"], &one["held"], &one["wanted"]), (&1.into(), &2.into(), &2.into()), "{shown}");
+    assert!(one["holder"].as_str().unwrap().starts_with(&format!("{}@", holder.child().id())), "{shown}");
+    let text = sandbox.ok(&["--store", &store, "limit", "show", "l", "--at-once", "3"]);
+    assert!(text.starts_with("1 of 3 free\nHOLDER"), "{text}");
+
+    let refused = take(&["--permits", "2", "--", "echo", "no"]).end();
+    assert_eq!((refused.code, &refused.stdout[..]), (Some(1), &b""[..]), "{refused:?}");
+    assert!(refused.stderr.starts_with("over the limit \"l\""), "{refused:?}");
+    let beside = take(&["--", "echo", "beside"]).end();
+    assert_eq!((beside.code, &beside.stdout[..]), (Some(0), &b"beside\n"[..]), "{beside:?}");
+    let waits = take(&["--permits", "3", "--wait", "30s", "--", "echo", "had them"]);
+    while show()["holders"].as_array().unwrap().len() < 2 {}
+    drop(holder.child().stdin.take());
+    assert_eq!(holder.end().code, Some(7));
+    let had = waits.end();
+    assert_eq!((had.code, &had.stdout[..]), (Some(0), &b"had them\n"[..]), "{had:?}");
+    // What was held is given back before the command line ends, also by who was stopped or found no command.
+    assert_eq!(show()["free"], 3);
+    assert_eq!(take(&["--", "no such command"]).end().code, Some(127));
+    assert_eq!(show()["holders"].as_array().unwrap().len(), 0);
+    for wrong in [
+        &["take", "l", "--at-once", "3"][..],
+        &["take", "l", "--at-once", "3", "--"],
+        &["take", "l", "--at-once", "3", "--permits", "4", "--", "true"],
+        &["take", "l", "--at-once", "0", "--", "true"],
+        &["take", "l", "--at-once", "3", "--rate", "1/s", "--", "true"],
+        &["take", "l", "--rate", "1/s", "--", "true"],
+        &["take", "l", "--rate", "1/s", "--"],
+        &["reset", "l", "--at-once", "3"],
+    ] {
+        let outcome = sandbox.run([&["--store", &store, "limit"], wrong].concat());
+        assert_eq!(outcome.code, Some(2), "{wrong:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_command_whose_permits_are_lost_is_ended_and_a_killed_holder_holds_nobody_up_for_long() {
+    let (sandbox, redis) = (Sandbox::new(), Redis::start());
+    let store = format!("{}?retries=0&read_timeout=300ms&write_timeout=300ms", redis.url());
+    let take = |args: &[&str]| {
+        let take = ["--store", &store, "limit", "take", "l", "--at-once", "1", "--ttl", "1s"];
+        sandbox.start([&take, args].concat())
+    };
+    let mut killed = take(&["--", "sh", "-c", "echo running >&2; read line"]);
+    killed.wait_for_note("running");
+    killed.kill();
+    let mut holder = take(&["--wait", "30s", "--", "sh", "-c", "echo running >&2; sleep 60"]);
+    holder.wait_for_note("running");
+    redis.kill();
+    let lost = holder.end();
+    assert_eq!(lost.code, Some(3), "{lost:?}");
+    assert!(lost.stderr.contains("the permit of l was lost, and the command ended"), "{lost:?}");
+    for wait in ["0s", "1s"] {
+        let outcome = take(&["--wait", wait, "--", "echo", "no"]).end();
+        assert_eq!((outcome.code, &outcome.stdout[..]), (Some(3), &b""[..]), "{outcome:?}");
+    }
+}
+
+#[test]
 fn a_store_that_cannot_answer_is_unavailable_and_not_a_limit_that_is_reached() {
     let (sandbox, redis) = (Sandbox::new(), Redis::start());
     let store = format!("{}?retries=0", redis.url());

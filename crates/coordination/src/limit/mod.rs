@@ -51,7 +51,7 @@ mod window;
 use std::time::Duration;
 
 pub use self::{
-    concurrency::{ConcurrencyLimiter, Permit},
+    concurrency::{ConcurrencyLimiter, Instance, Permit},
     config::{Limit, Rate, SlidingWindow, TokenBucket},
     distributed::DistributedLimiter,
     hybrid::HybridLimiter,

@@ -12,7 +12,10 @@ use commonhold::{
     ErrorKind, Store,
     layers::{Fault, FaultPlan, Operation},
 };
-use commonhold_coordination::limit::{ConcurrencyLimiter, OnUnavailable};
+use commonhold_coordination::{
+    limit::{ConcurrencyLimiter, Instance, OnUnavailable},
+    process_name,
+};
 use commonhold_testkit::{
     eventually,
     proxy::{Mode, Proxy},
@@ -65,6 +68,41 @@ async fn never_are_more_in_progress(place: &Place) {
     assert_eq!(limiters[0].try_acquire(6).await.unwrap().unwrap().decision().remaining, 0);
 }
 
+async fn who_waits_in_another_instance_is_told(place: &Place) {
+    let store = place.open().await;
+    // Who only asked now and then would wait for more than a minute.
+    let lease = Duration::from_secs(3_600);
+    let open =
+        || ConcurrencyLimiter::distributed(store.clone(), "a", 2, lease, OnUnavailable::Refuse).unwrap();
+    let (seen, mut holder) = (open(), open());
+    let mut held = holder.acquire(2).await.unwrap();
+    for round in 0..3 {
+        let waiting = [(); 2].map(|()| {
+            let limiter = open();
+            tokio::spawn(async move { (limiter.acquire(1).await.unwrap(), limiter) })
+        });
+        let both_wait = async || {
+            let shown = seen.show().await.unwrap();
+            shown.len() == 3 && shown.iter().filter(|one| (one.held, one.wanted) == (0, 1)).count() == 2
+        };
+        eventually(PATIENCE, "both wait", both_wait).await;
+        // It says that it has less, or with its last clone that it has nothing any more.
+        drop(held);
+        let _kept = (round % 2 == 0).then_some(holder);
+        for waiting in waiting {
+            let (permit, limiter) = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+            assert!(permit.is_held(), "at {}", place.url);
+            drop((permit, limiter));
+        }
+        holder = open();
+        held = tokio::time::timeout(PATIENCE, holder.acquire(2)).await.unwrap().unwrap();
+        let shown = &seen.show().await.unwrap()[..];
+        let [Instance { label, held: 2, wanted: 2, left }] = shown else { panic!("{shown:?}") };
+        assert_eq!(String::from_utf8_lossy(label), process_name());
+        assert!(*left > lease * 9 / 10 && *left <= lease, "{left:?}");
+    }
+}
+
 macro_rules! over {
     ($($place:ident),*) => {$(
         mod $place {
@@ -73,6 +111,11 @@ macro_rules! over {
             #[tokio::test(flavor = "multi_thread")]
             async fn never_are_more_in_progress_than_the_limit_and_all_permits_come_back() {
                 never_are_more_in_progress(&Place::$place()).await;
+            }
+
+            #[tokio::test]
+            async fn who_waits_in_another_instance_is_told_what_comes_back() {
+                who_waits_in_another_instance_is_told(&Place::$place()).await;
             }
         }
     )*};
@@ -216,6 +259,10 @@ async fn permits_of_a_limiter_that_was_dropped_or_released_are_had_by_others() {
         // The permit keeps what it needs.
         drop(other);
         assert!(all.is_held() && one.try_acquire(1).await.unwrap().is_err());
+        let wanting = async || one.show().await.unwrap().iter().filter(|it| it.wanted > it.held).count();
+        assert_eq!(wanting().await, 1);
+        one.release().await.unwrap();
+        assert_eq!(wanting().await, 0);
         drop(all);
         let what = "they come back";
         eventually(PATIENCE, what, async || one.try_acquire(4).await.unwrap().is_ok()).await;

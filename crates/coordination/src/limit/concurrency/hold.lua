@@ -1,7 +1,7 @@
 
--- The transition of hold.rs. ARGV: LIMIT ID SEQ KEEP NEED WANT LENGTH.
+-- The transition of hold.rs. ARGV: LIMIT ID SEQ KEEP NEED WANT LENGTH LABEL.
 local limit, id, seq, keep = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local need, want, length = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local need, want, length, label = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local MAX_LEASES, FIELDS = 1000, {'id', 'seq', 'held', 'want', 'expires', 'limit', 'since'}
 
 local time = redis.call('TIME')
@@ -12,7 +12,8 @@ local leases, others, own = {}, 0, nil
 
 local function parse(state)
   local fields = split(state)
-  local at, count, all = number(fields[2]), (#fields - 2) / #FIELDS, 0
+  local each = #FIELDS + 1
+  local at, count, all = number(fields[2]), (#fields - 2) / each, 0
   if fields[1] ~= 'concurrency' or not at or count ~= math.floor(count) or count > MAX_LEASES then
     return false
   end
@@ -20,8 +21,11 @@ local function parse(state)
   if back <= length then
     now, back = math.max(now, at), 0
   end
-  for first = 3, #fields, #FIELDS do
-    local lease = {}
+  for first = 3, #fields, each do
+    local lease = {label = fields[first + #FIELDS]}
+    if not string.find(lease.label, '^[!-~]+$') then
+      return false
+    end
     for index, name in ipairs(FIELDS) do
       lease[name] = number(fields[first + index - 1])
       if not lease[name] then
@@ -50,10 +54,20 @@ if state and not parse(state) then
   return redis.error_reply('Corrupt what lies under the key is not the state of a concurrency limit')
 end
 
-local lacking, smallest, longest = 0, limit, nil
+local function comes_before(one, other)
+  if one.since ~= other.since then
+    return one.since > 0 and (other.since == 0 or one.since < other.since)
+  end
+  return one.held < other.held
+end
+
+local lacking, smallest, longest, next = 0, limit, nil, nil
 for _, lease in ipairs(leases) do
   if lease.want > lease.held then
     lacking = lacking + 1
+    if not next or comes_before(lease, next) then
+      next = lease
+    end
   end
   smallest = math.min(smallest, lease.limit)
   if lease.since > 0 then
@@ -93,7 +107,8 @@ local function answer(held, expires, since, asked)
   if need > 0 and held >= asked + need then
     granted = held
   end
-  return string.format('%.0f %.0f %.0f %.0f', held, math.max(expires - now, 0), math.max(cap(since), granted), free)
+  local left, most = math.max(expires - now, 0), math.max(cap(since), granted)
+  return string.format('%.0f %.0f %.0f %.0f %.0f', held, left, most, free, next and next.id or 0)
 end
 
 if own and own.seq >= seq then
@@ -125,7 +140,7 @@ end
 local reply = answer(held, expires, since, asked)
 if held > 0 or want > 0 then
   leases[#leases + 1] =
-    {id = id, seq = seq, held = held, want = want, expires = expires, limit = limit, since = since}
+    {id = id, seq = seq, held = held, want = want, expires = expires, limit = limit, since = since, label = label}
 end
 local last = 0
 for _, lease in ipairs(leases) do
@@ -139,6 +154,7 @@ else
     for _, name in ipairs(FIELDS) do
       words[#words + 1] = text(lease[name])
     end
+    words[#words + 1] = lease.label
   end
   redis.call('SET', KEYS[1], table.concat(words, ' '), 'PX', text(math.ceil((math.max(last - now, 0) + STAYS) / 1000)))
 end

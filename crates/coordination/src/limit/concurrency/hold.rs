@@ -1,10 +1,12 @@
 //! The transition by which an instance holds permits of a concurrency limit on lease.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use commonhold_core::{Error, ErrorKind, Expiry, Result, ScriptCall, Step, Timestamp, Transition};
 
+use super::Instance;
 use crate::{
+    holders::from_label,
     limit::{
         config::MAX,
         leases::MAX_LEASES,
@@ -15,7 +17,7 @@ use crate::{
 
 const OF: &str = "a concurrency limit";
 
-/// What an instance says it has and would like to have. Replies `HELD LEFT CAP FREE`; see [`Holding`].
+/// What an instance says it has and would like to have. Replies `HELD LEFT CAP FREE NEXT`; see [`Holding`].
 ///
 /// Repeated with the same number it changes nothing and replies the same, so a lost reply costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(super) struct Hold {
     pub(super) want: u64,
     /// How long the lease lasts, in microseconds.
     pub(super) length: u64,
+    /// What the instance says of itself, as one word.
+    pub(super) label: Arc<str>,
 }
 
 /// What an instance holds.
@@ -47,16 +51,35 @@ pub(super) struct Holding {
     pub(super) cap: u64,
     /// Permits that nobody holds.
     pub(super) free: u64,
+    /// Who is to have them first; 0 if nobody else lacks any.
+    pub(super) next: u64,
 }
 
-/// Replies how many permits nobody holds, and takes nothing.
+impl Holding {
+    /// The instance that is to be told of permits that nobody holds.
+    pub(super) fn to_tell(self) -> Option<u64> {
+        (self.free > 0 && self.next > 0).then_some(self.next)
+    }
+}
+
+/// Replies what each instance holds, and takes nothing: `LABEL HELD WANT LEFT` for each.
 #[derive(Debug)]
-pub(super) struct Look(pub(super) u64);
+pub(super) struct Look;
 
 impl Look {
-    pub(super) fn decode(reply: &[u8]) -> Result<u64> {
-        let mut fields = Fields::new(OF, reply)?;
-        fields.next().map_err(|_: Error| foreign_reply())
+    /// Those that hold or want permits, in order of their labels.
+    pub(super) fn decode(reply: &[u8]) -> Result<Vec<Instance>> {
+        let mut instances = Vec::new();
+        if !reply.is_empty() {
+            let mut fields = Fields::new(OF, reply)?;
+            while let Some(Word(label)) = fields.optional()? {
+                let mut next = || fields.next().map(|Number(number)| number);
+                let (held, wanted, left) = (next()?, next()?, Duration::from_micros(next()?));
+                instances.push(Instance { label: from_label(&label), held, wanted, left });
+            }
+        }
+        instances.sort_by(|one, other| one.label.cmp(&other.label));
+        Ok(instances)
     }
 }
 
@@ -69,6 +92,7 @@ impl Hold {
                 left: fields.next()?,
                 cap: fields.next()?,
                 free: fields.next()?,
+                next: fields.next()?,
             })
         };
         read().map_err(|_: Error| foreign_reply())
@@ -81,7 +105,8 @@ impl Hold {
         // Whoever has just been given what it must have may use that.
         let granted = if self.need > 0 && held >= self.keep + self.need { held } else { 0 };
         let cap = self.cap(others, own.since, now).max(granted);
-        format!("{held} {} {cap} {free}", expires.saturating_sub(now))
+        let next = next(others).map_or(0, |next| next.id);
+        format!("{held} {} {cap} {free} {next}", expires.saturating_sub(now))
     }
 
     /// How many it may hold: the limit if nobody else lacks any, or else an equal share, where those who want less than
@@ -134,6 +159,7 @@ struct Lease {
     limit: u64,
     /// Since when it wants some and has none; 0 if that is not so.
     since: u64,
+    label: Arc<str>,
 }
 
 fn held_by(leases: &[Lease]) -> u64 {
@@ -143,6 +169,12 @@ fn held_by(leases: &[Lease]) -> u64 {
 /// How many have less than they would like to have.
 fn lacking(leases: &[Lease]) -> u64 {
     leases.iter().filter(|lease| lease.want > lease.held).count() as u64
+}
+
+/// Of those who lack some, who has had none for longest, or else has the fewest.
+fn next(leases: &[Lease]) -> Option<&Lease> {
+    let lacking = leases.iter().filter(|lease| lease.want > lease.held);
+    lacking.min_by_key(|lease| (lease.since == 0, lease.since, lease.held))
 }
 
 impl Transition for Hold {
@@ -183,13 +215,14 @@ impl Transition for Hold {
             self.want.saturating_sub(keep).min(share.max(self.need))
         };
         let Self { limit, id, seq, want, length, .. } = *self;
+        let label = Arc::clone(&self.label);
         let (held, expires) = (keep + more, (now + length).min(MAX - 1));
         let since = match (held, since) {
             (0, 0) if want > 0 => now.max(1),
             (0, since) if want > 0 => since,
             _ => 0,
         };
-        let own = Lease { id, seq, held, want, expires, limit, since };
+        let own = Lease { id, seq, held, want, expires, limit, since, label };
         let reply = self.answer(&leases, &own, now);
         if held > 0 || want > 0 {
             leases.push(own);
@@ -198,8 +231,8 @@ impl Transition for Hold {
             return Ok(Step::delete(reply));
         };
         let mut state = format!("concurrency {now}");
-        for Lease { id, seq, held, want, expires, limit, since } in &leases {
-            let _infallible = write!(state, " {id} {seq} {held} {want} {expires} {limit} {since}");
+        for Lease { id, seq, held, want, expires, limit, since, label } in &leases {
+            let _infallible = write!(state, " {id} {seq} {held} {want} {expires} {limit} {since} {label}");
         }
         let ttl = Duration::from_micros(last.saturating_sub(now) + STAYS_MICROS);
         Ok(Step::put(state, Expiry::After(ttl), reply))
@@ -207,8 +240,8 @@ impl Transition for Hold {
 
     fn script(&self) -> Option<ScriptCall> {
         const SOURCE: &str = concat!(include_str!("../fields.lua"), include_str!("hold.lua"));
-        let Self { limit, id, seq, keep, need, want, length } = *self;
-        Some(ScriptCall::new(SOURCE).args([limit, id, seq, keep, need, want, length]))
+        let Self { limit, id, seq, keep, need, want, length, .. } = *self;
+        Some(ScriptCall::new(SOURCE).args([limit, id, seq, keep, need, want, length]).arg(&self.label))
     }
 }
 
@@ -218,13 +251,17 @@ impl Transition for Look {
     }
 
     fn apply(&self, state: Option<&[u8]>, now: Timestamp) -> Result<Step> {
-        let (leases, _) = read(state, now_micros(now), u64::MAX)?;
-        Ok(Step::nothing(self.0.saturating_sub(held_by(&leases)).to_string()))
+        let (leases, now) = read(state, now_micros(now), u64::MAX)?;
+        let show = |lease: &Lease| {
+            let Lease { label, held, want, expires, .. } = lease;
+            format!("{label} {held} {want} {}", expires - now)
+        };
+        Ok(Step::nothing(leases.iter().map(show).collect::<Vec<_>>().join(" ")))
     }
 }
 
 /// The leases that go on at this time, and the time. The state is `concurrency AT` with the time at which it was written, and
-/// for each `ID SEQ HELD WANT EXPIRES LIMIT SINCE`.
+/// for each `ID SEQ HELD WANT EXPIRES LIMIT SINCE LABEL`.
 ///
 /// A clock that has stepped back, or is not that of whoever has written, stands still. If it is behind by more than a lease,
 /// which the clocks of those who use a store never are, the leases are moved back with it.
@@ -240,7 +277,8 @@ fn read(state: Option<&[u8]>, now: u64, length: u64) -> Result<(Vec<Lease>, u64)
         let (seq, held, want, expires) = (next()?, next()?, next()?, next()?.saturating_sub(back));
         let (limit, since) = (next()?, next()?);
         let since = if since > 0 { since.saturating_sub(back).max(1) } else { 0 };
-        leases.push(Lease { id, seq, held, want, expires, limit, since });
+        let label = fields.word()?.into();
+        leases.push(Lease { id, seq, held, want, expires, limit, since, label });
     }
     if kind != "concurrency" || leases.len() > MAX_LEASES || held_by(&leases) >= MAX {
         return Err(corrupt(OF));

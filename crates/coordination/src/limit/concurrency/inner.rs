@@ -219,5 +219,5 @@ impl Inner {
 
 /// Another one than that of any other instance.
 pub(super) fn any_id() -> u64 {
-    fastrand::u64(..MAX)
+    fastrand::u64(1..MAX)
 }

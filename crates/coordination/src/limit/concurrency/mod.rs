@@ -7,6 +7,7 @@ mod line;
 mod model;
 mod pool;
 mod shared;
+mod told;
 #[cfg(test)]
 mod twins;
 
@@ -25,6 +26,7 @@ use super::{
     Decision, OnUnavailable,
     meter::{Meter, Verdict},
 };
+use crate::holders::{process_name, to_label};
 
 /// Limits how many calls are in progress at a time: each takes permits and holds them until it drops them.
 ///
@@ -45,9 +47,10 @@ use super::{
 /// Between instances: while some lack permits, none holds more than an equal share, where those that want less leave the rest
 /// to the others. Who has more gives it up as its calls end. That others lack some it learns when it next asks, after a third
 /// of a lease at the latest. With fewer permits than instances that want some they take turns, and so does, for a lease at a
-/// time, who wants more in one call than its share. Whoever waits asks again after half of the time that calls take here, or
-/// up to twice that, but after 1/50 of a lease at the earliest and 1/10 at the latest. Who needs to be next in order of time
-/// takes a [`Semaphore`](crate::Semaphore), where each permit is a lease of its own with a fencing token.
+/// time, who wants more in one call than its share. Whoever gives some back tells the instance that has waited longest, where
+/// the store has messages. Whoever waits asks again besides, after half of the time that calls take here, or up to twice that,
+/// but after 1/50 of a lease at the earliest and 1/10 at the latest. Who needs to be next in order of time takes a
+/// [`Semaphore`](crate::Semaphore), where each permit is a lease of its own with a fencing token.
 ///
 /// Instances may go by different limits, as while a new configuration is rolled out: each takes nothing that is more than its
 /// own allows, and while some lack permits all share as many as the smallest has. Up to 1,000 instances can hold permits at a
@@ -92,6 +95,19 @@ pub struct Permit {
     lease: Option<Arc<Lease>>,
     since: u64,
     decision: Decision,
+}
+
+/// What an instance holds of a concurrency limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Its process and machine, as in `4711@host`.
+    pub label: Vec<u8>,
+    /// How many permits: those in use, and those that a hybrid limiter keeps for its next calls.
+    pub held: u64,
+    /// How many it would like to have: more while some of its calls wait, fewer than `held` if it is about to give some up.
+    pub wanted: u64,
+    /// How long it holds them unless it renews, which it does after a third of a lease.
+    pub left: Duration,
 }
 
 /// Cancelled when it is over. In a counter of its own: to clone a token takes a lock.
@@ -156,7 +172,8 @@ impl ConcurrencyLimiter {
             Form::Hybrid => Some("hybrid"),
         };
         let meter = meter.zip(remote.as_ref()).map(|(form, remote)| Meter::new(&remote.name, form));
-        let pool = Pool::new(form, permits, (micros(lease), micros(clock_error)), any_id());
+        let instance = (any_id(), to_label(process_name().as_bytes()).into());
+        let pool = Pool::new(form, permits, (micros(lease), micros(clock_error)), instance);
         Ok(Self { shared: Arc::new(Shared::new(permits, remote, pool)), meter })
     }
 
@@ -235,13 +252,30 @@ impl ConcurrencyLimiter {
     pub async fn remaining(&self) -> Result<u64> {
         let shared = &self.shared;
         let here = || shared.inner().pool.idle_now(shared.now());
-        let Some(remote) = &shared.remote else { return Ok(here()) };
-        let free = Look::decode(&remote.store.transact(&remote.key, Look(shared.limit)).await?)?;
+        if shared.remote.is_none() {
+            return Ok(here());
+        }
+        let held: u64 = self.show().await?.iter().map(|instance| instance.held).sum();
         // What is given back meanwhile may be in both.
-        Ok(shared.limit.min(here() + free))
+        Ok(shared.limit.min(here() + shared.limit.saturating_sub(held)))
     }
 
-    /// Gives back now what is not in use. The limiter can go on to be used.
+    /// What each instance holds, in order of their labels; a local limiter shows its own.
+    ///
+    /// # Errors
+    /// Whatever keeps the store from answering; `Corrupt` if something else lies there.
+    pub async fn show(&self) -> Result<Vec<Instance>> {
+        let shared = &self.shared;
+        if let Some(remote) = &shared.remote {
+            return Look::decode(&remote.store.transact(&remote.key, Look).await?);
+        }
+        let inner = shared.inner();
+        let (held, label) = (inner.out, process_name().into_bytes());
+        let wanted = held + inner.line.waiting().all;
+        Ok(vec![Instance { label, held, wanted, left: Duration::MAX }])
+    }
+
+    /// Gives back now what is not in use, and wants no more than what calls wait for. The limiter can go on to be used.
     ///
     /// # Errors
     /// Whatever keeps the store from answering; the lease then ends by itself.
@@ -254,7 +288,11 @@ impl ConcurrencyLimiter {
         let _turn = shared.turn.lock().await;
         // A request that has no reply yet comes first.
         for _ in 0..2 {
-            if !shared.inner().pool.is_released() {
+            let is_released = {
+                let inner = shared.inner();
+                inner.pool.is_released(inner.line.waiting())
+            };
+            if !is_released {
                 shared.exchange(|inner, now| inner.pool.release(now)).await?;
             }
         }

@@ -55,7 +55,8 @@ impl World {
     }
 
     fn free(&mut self) -> u64 {
-        Look::decode(&self.apply(&Look(self.limit))).unwrap()
+        let instances = Look::decode(&self.apply(&Look)).unwrap();
+        self.limit.saturating_sub(instances.iter().map(|instance| instance.held).sum())
     }
 
     fn exchange(&mut self, instance: &mut Instance, waiting: Waiting, way: &Way) {
@@ -126,7 +127,7 @@ impl Instance {
         (pace, offset): (u64, u64),
         (error, apart): (i64, u64),
     ) -> Self {
-        let pool = Pool::new(form, limit, (LEASE, apart), id);
+        let pool = Pool::new(form, limit, (LEASE, apart), (id, "=model".into()));
         Self { pool, pace, offset, error, in_use_for: 0, calls: Vec::new(), sent: Vec::new() }
     }
 
@@ -224,7 +225,7 @@ proptest! {
         events in prop::collection::vec(events(), 1..200),
     ) {
         let mut world = World::new(limit);
-        let mut ids = 0..;
+        let mut ids = 1..;
         let mut born = |at: usize| {
             let form = if hybrids[at] { Form::Hybrid } else { Form::Distributed };
             let error = (errors[at], apart.cast_unsigned());

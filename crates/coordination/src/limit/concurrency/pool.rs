@@ -1,6 +1,6 @@
 //! The permits that an instance has: what it may use, and what it asks for.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::hold::{Hold, Holding};
 
@@ -24,6 +24,7 @@ pub(super) struct Pool {
     length: u64,
     clock_error: u64,
     id: u64,
+    label: Arc<str>,
     seq: u64,
     /// Permits on lease, and until when.
     held: u64,
@@ -42,8 +43,16 @@ pub(super) struct Pool {
     known: bool,
     /// The store has said last that it has less than it wants.
     lacks: bool,
-    /// A request that has no reply yet, and for whom it asks. It is repeated until it has.
-    pending: Option<(Hold, Asked)>,
+    /// A request that has no reply yet. It is repeated until it has.
+    pending: Option<Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    hold: Hold,
+    asked: Asked,
+    /// It gives back some.
+    gives: bool,
 }
 
 /// What the store has said no to, and when to ask again.
@@ -80,6 +89,8 @@ pub(super) struct Answered {
     pub(super) held: bool,
     /// What was asked for was not given.
     pub(super) refused: Option<Asked>,
+    /// The instance that is to be told that it can have some now.
+    pub(super) tell: Option<u64>,
 }
 
 /// What is to be done next about the store.
@@ -92,7 +103,12 @@ pub(super) enum Next {
 }
 
 impl Pool {
-    pub(super) fn new(form: Form, limit: u64, (length, clock_error): (u64, u64), id: u64) -> Self {
+    pub(super) fn new(
+        form: Form,
+        limit: u64,
+        (length, clock_error): (u64, u64),
+        (id, label): (u64, Arc<str>),
+    ) -> Self {
         let (held, until) = if form == Form::Local { (limit, u64::MAX) } else { (0, 0) };
         Self {
             form,
@@ -100,6 +116,7 @@ impl Pool {
             length,
             clock_error,
             id,
+            label,
             seq: 0,
             held,
             until,
@@ -166,6 +183,16 @@ impl Pool {
         }
     }
 
+    /// Hears that there may be some again.
+    pub(super) fn hears(&mut self) {
+        self.refused = None;
+    }
+
+    /// Which instance this is.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// From when on the store may be asked for so many.
     pub(super) fn again(&self, permits: u64) -> u64 {
         self.refused.as_ref().filter(|refused| permits >= refused.permits).map_or(0, |refused| refused.again)
@@ -199,7 +226,8 @@ impl Pool {
     /// Begins anew, as another instance. Says how many permits were in use: it must not count on them any more.
     pub(super) fn begin_anew(&mut self, id: u64) -> u64 {
         let lost = self.in_use;
-        *self = Self::new(self.form, self.limit, (self.length, self.clock_error), id);
+        let label = Arc::clone(&self.label);
+        *self = Self::new(self.form, self.limit, (self.length, self.clock_error), (id, label));
         lost
     }
 
@@ -237,8 +265,8 @@ impl Pool {
 
     /// What to ask of the store if these wait.
     pub(super) fn request(&mut self, waiting: Waiting, now: u64) -> Hold {
-        if let Some((pending, _)) = &self.pending {
-            return pending.clone();
+        if let Some(pending) = &self.pending {
+            return pending.hold.clone();
         }
         self.wanted(waiting.all);
         // Whoever asked for them again in the same breath would have them before the others have asked.
@@ -258,7 +286,7 @@ impl Pool {
     /// Gives back what is not in use; or what has no reply yet, which comes first.
     pub(super) fn release(&mut self, now: u64) -> Hold {
         match &self.pending {
-            Some((pending, _)) => pending.clone(),
+            Some(pending) => pending.hold.clone(),
             None => self.make(self.in_use, 0, self.in_use, Asked::default(), 0, now),
         }
     }
@@ -269,19 +297,22 @@ impl Pool {
         self.known.then(|| self.make(0, 0, 0, Asked::default(), 0, now))
     }
 
-    /// Whether the store counts nothing as held but what is in use, and no request is under way.
-    pub(super) fn is_released(&self) -> bool {
-        self.held == self.in_use && self.pending.is_none()
+    /// Whether the store counts nothing as held but what is in use, or as wanted but what these wait for, and no request is
+    /// under way.
+    pub(super) fn is_released(&self, waiting: Waiting) -> bool {
+        self.held == self.in_use && (waiting.first > 0 || !self.lacks) && self.pending.is_none()
     }
 
     fn make(&mut self, keep: u64, need: u64, want: u64, asked: Asked, all: u64, now: u64) -> Hold {
+        let gives = self.held > keep;
         (self.held, self.asked, self.known) = (keep, now, true);
         self.peak = self.in_use;
         self.wanted(all);
         self.seq += 1;
         let Self { limit, id, seq, length, .. } = *self;
-        let hold = Hold { limit, id, seq, keep, need, want, length };
-        self.pending = Some((hold.clone(), asked));
+        let label = Arc::clone(&self.label);
+        let hold = Hold { limit, id, seq, keep, need, want, length, label };
+        self.pending = Some(Pending { hold: hold.clone(), asked, gives });
         hold
     }
 
@@ -294,8 +325,8 @@ impl Pool {
 
     /// Takes in the reply to the request that was sent at this time.
     pub(super) fn answered(&mut self, reply: Holding, sent: u64) -> Answered {
-        let Some((request, asked)) = self.pending.take() else {
-            return Answered { held: true, refused: None };
+        let Some(Pending { hold: request, asked, gives }) = self.pending.take() else {
+            return Answered { held: true, refused: None, tell: None };
         };
         self.known = reply.held > 0 || request.want > 0;
         self.lacks = reply.held < request.want;
@@ -303,7 +334,9 @@ impl Pool {
         (self.held, self.until) = (reply.held, self.until(reply, sent));
         (self.cap, self.free) = (reply.cap, reply.free);
         let refused = asked.permits > 0 && reply.held < request.keep + asked.permits;
-        Answered { held: reply.held >= self.in_use, refused: refused.then_some(asked) }
+        // Only whoever has given or taken some tells the next, or two who want more than is free would tell each other for ever.
+        let tell = (gives || reply.held > request.keep).then(|| reply.to_tell()).flatten();
+        Answered { held: reply.held >= self.in_use, refused: refused.then_some(asked), tell }
     }
 
     /// The request was refused for good: it has changed nothing.

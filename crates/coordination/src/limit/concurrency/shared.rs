@@ -6,6 +6,7 @@ use std::{
 };
 
 use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
+use futures_util::StreamExt as _;
 use tokio::{
     runtime::Handle,
     sync::{Notify, oneshot},
@@ -16,6 +17,7 @@ use super::{
     hold::Hold,
     inner::{Inner, Outcome},
     pool::{Answered, Next, Pool},
+    told::{self, Told},
 };
 use crate::{
     limit::{Decision, OnUnavailable, clock::Time, state::STAYS_MICROS, unavailable::LEFT_ALONE},
@@ -33,10 +35,11 @@ pub(super) struct Shared {
     pub(super) wake: Arc<Notify>,
 }
 
+#[derive(Clone)]
 pub(super) struct Remote {
     pub(super) store: Store,
     pub(super) key: Key,
-    pub(super) name: Box<str>,
+    pub(super) name: Arc<str>,
     pub(super) clock_error: Duration,
     pub(super) rule: OnUnavailable,
     /// How many this instance may use while the store is away.
@@ -86,6 +89,18 @@ impl Remote {
         }
         let key = state::key(ConcurrencyLimiter::KEY_PREFIX, name)?;
         Ok(Self { store, key, name: name.into(), clock_error, rule, share })
+    }
+
+    /// Tells an instance that there are permits for it. It asks now and then as well: a message that is lost delays it.
+    fn tell(&self, next: u64) -> impl Future<Output = ()> + Send + use<> {
+        let (store, channel) = (self.store.clone(), told::channel(&self.name));
+        async move {
+            if store.capabilities().publish
+                && let Err(error) = store.publish(channel, next.to_string()).await
+            {
+                tracing::debug!(%error, "nobody was told of free permits");
+            }
+        }
     }
 }
 
@@ -222,7 +237,7 @@ impl Shared {
         (inner.driven, inner.looks) = (true, 0);
         // A runtime that has ended drops the task here, which takes the lock.
         drop(inner);
-        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake) };
+        let driver = Driver { shared: Arc::downgrade(self), wake: Arc::clone(&self.wake), told: None };
         runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
     }
 
@@ -249,14 +264,14 @@ impl Shared {
                     if inner.away.take().is_some() {
                         tracing::info!(limiter = &*remote.name, "the store of the limiter is back");
                     }
-                    let Answered { held, refused } = inner.pool.answered(reply, sent);
+                    let Answered { held, refused, tell } = inner.pool.answered(reply, sent);
                     let over = if held { None } else { inner.give_up(&remote.name) };
                     let mut answers = inner.serve(remote.share, now);
                     match refused {
                         Some(refused) => answers.extend(inner.refuse(refused, now)),
                         None => inner.let_wait(now),
                     }
-                    (After { answers, over }, Ok(()))
+                    (After { answers, over }, Ok(tell))
                 }
                 Err(error) if error.retry() == Retry::Never => {
                     inner.away = None;
@@ -275,7 +290,11 @@ impl Shared {
             }
         };
         self.finish(after);
-        result
+        if let Some(next) = result? {
+            // In the background: the caller has its answer.
+            tokio::spawn(remote.tell(next));
+        }
+        Ok(())
     }
 
     /// How many may be in use here while the store is away.
@@ -330,6 +349,8 @@ impl Drop for InLine<'_> {
 struct Driver {
     shared: Weak<Shared>,
     wake: Arc<Notify>,
+    /// From when on somebody has waited.
+    told: Option<Told>,
 }
 
 impl Driver {
@@ -375,17 +396,42 @@ impl Driver {
                     }
                 }
                 Next::At(at) => {
+                    if let Some(remote) = &shared.remote
+                        && self.told.is_none()
+                        && shared.inner().line.is_patient()
+                    {
+                        self.told = told::listen(&remote.store, &remote.name);
+                    }
                     drop(shared);
                     let pause = tokio::time::sleep(Duration::from_micros(at - now));
+                    let told = async {
+                        match &mut self.told {
+                            Some(told) => told.next().await.flatten(),
+                            None => std::future::pending().await,
+                        }
+                    };
                     tokio::select! {
                         () = pause => {}
                         () = self.wake.notified() => {}
+                        told = told => self.hear(told),
                     }
                 }
                 Next::Nothing => {
                     self.shared = Weak::new();
                     return;
                 }
+            }
+        }
+    }
+}
+
+impl Driver {
+    /// Takes in which instance was told, if that is known.
+    fn hear(&self, told: Option<u64>) {
+        if let Some(shared) = self.shared.upgrade() {
+            let pool = &mut shared.inner().pool;
+            if told.is_none_or(|told| told == pool.id()) {
+                pool.hears();
             }
         }
     }
@@ -416,8 +462,14 @@ impl Drop for Shared {
             && let Some(request) = inner.pool.leave(now)
             && let Ok(runtime) = Handle::try_current()
         {
-            let (store, key) = (remote.store.clone(), remote.key.clone());
-            runtime.spawn(async move { store.transact(&key, request).await });
+            let remote = remote.clone();
+            runtime.spawn(async move {
+                let reply = remote.store.transact(&remote.key, request).await?;
+                if let Some(next) = Hold::decode(&reply)?.to_tell() {
+                    remote.tell(next).await;
+                }
+                Ok::<(), Error>(())
+            });
         }
     }
 }

@@ -13,10 +13,14 @@ fn states() -> impl Strategy<Value = Vec<u8>> {
     let sane =
         prop_oneof![3 => 1_u64..2_000, 2 => Just(START.cast_unsigned() + 500_000), 1 => 0..1_u64 << 52];
     let count = prop_oneof![Just(1_usize), Just(8), Just(15), Just(22)];
-    let sane =
-        count.prop_flat_map(move |count| prop::collection::vec(sane.clone(), count)).prop_map(|numbers| {
-            let words: Vec<_> = numbers.iter().map(u64::to_string).collect();
-            format!("concurrency {}", words.join(" ")).into_bytes()
+    let label = prop_oneof![9 => Just("=a%20b"), 1 => Just(""), 1 => Just("\u{e4}"), 1 => Just("\t")];
+    let sane = (count, label)
+        .prop_flat_map(move |(count, label)| (prop::collection::vec(sane.clone(), count), Just(label)))
+        .prop_map(|(numbers, label)| {
+            let text = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            let leases: String =
+                numbers[1..].chunks(7).map(|lease| format!(" {} {label}", text(lease))).collect();
+            format!("concurrency {}{leases}", numbers[0]).into_bytes()
         });
     let words = prop::collection::vec(numbers(), 0..18);
     prop_oneof![
@@ -57,7 +61,8 @@ proptest! {
             match command {
                 Command::Put(state) => twin.put(&state),
                 Command::Hold { limit, id, seq, keep, need, want } => {
-                    let hold = Hold { limit, id, seq, keep, need, want, length: 1_000_000 };
+                    let label = format!("={id}").into();
+                    let hold = Hold { limit, id, seq, keep, need, want, length: 1_000_000, label };
                     let _same_for_both = twin.apply(&hold, Timestamp::from_nanos(micros * 1_000));
                 }
             }

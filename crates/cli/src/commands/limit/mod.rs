@@ -1,31 +1,41 @@
-//! `limit`: takes permits of a rate limit that instances share, or shows it.
+//! `limit`: takes permits of a limit that instances share, or shows it.
 
-use std::time::Duration;
+mod at_once;
+
+use std::{ffi::OsString, time::Duration};
 
 use commonhold::coordination::limit::{
     Decision, DistributedLimiter, Limit, OnUnavailable, Rate, SlidingWindow, TokenBucket,
 };
 use serde_json::json;
 
-use super::{Context, lock::again_and_again, parse_duration, parse_duration_or_none, unless_interrupted};
+use super::{
+    Context, hold, lock::again_and_again, parse_duration, parse_duration_or_none, unless_interrupted,
+};
 use crate::{
     failure::{Failure, Result},
     output::{self, thousands},
 };
 
-/// Take permits of a rate limit that instances share, or show it
+/// Take permits of a limit that instances share, or show it
 ///
 /// A limit is what --rate says, as in 10/s, 100/m or 3/5s: a bucket that is full at first, holds --burst permits and
 /// refills at that rate; with --window exact, at most so many in any such time. Everybody must name the same.
 ///
-/// Exit code: 0 if the permits were had; 1 if not; 3 if the store is unavailable.
+/// With --at-once it is a concurrency limit, of how many calls are in progress at a time, and shown with who holds how many
+/// permits of it. They are taken for as long as a command runs, which is ended if they are lost, as under `lock`.
+///
+/// Exit code: 0 if the permits were had; 1 if not; 3 if the store is unavailable, or permits were lost; that of the command
+/// if one was run.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   export COMMONHOLD_STORE=redis://cache
   commonhold limit take mail --rate 10/s && ./send-mail
   commonhold limit take import --rate 100/m --burst 20 --permits 5 --wait 1m
-  commonhold limit show mail --rate 10/s --watch")]
+  commonhold limit show mail --rate 10/s --watch
+  commonhold limit take search --at-once 8 --permits 2 --wait 1m -- ./reindex.sh
+  commonhold limit show search --at-once 8 --watch")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -34,16 +44,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Take permits
-    Take {
-        #[command(flatten)]
-        limit: LimitArgs,
-        /// How many
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        permits: u64,
-        /// How long to wait for them; 0s is not to wait
-        #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "0s")]
-        wait: Duration,
-    },
+    Take(Take),
     /// Show what is left, and take nothing
     Show {
         #[command(flatten)]
@@ -60,23 +61,48 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+struct Take {
+    #[command(flatten)]
+    limit: LimitArgs,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    permits: u64,
+    /// How long to wait for them; 0s is not to wait
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "0s")]
+    wait: Duration,
+    /// How long permits of --at-once are held after this process is gone: from 100ms to 1h [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "at_once")]
+    ttl: Option<Duration>,
+    /// The command that runs while permits of --at-once are held
+    #[arg(last = true, value_name = "CMD", requires = "at_once")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, clap::Args)]
 struct LimitArgs {
     /// The name of the limit
     name: String,
     /// So many in such a time, as in 10/s, 100/m or 3/5s
-    #[arg(long, value_name = "N/TIME", value_parser = parse_rate)]
-    rate: (u64, Duration),
+    #[arg(long, value_name = "N/TIME", value_parser = parse_rate, required_unless_present = "at_once")]
+    rate: Option<(u64, Duration)>,
     /// How many may come at once: as many as --rate has unless given
     #[arg(long, value_name = "N", conflicts_with = "window")]
     burst: Option<u64>,
     /// At most so many in any such time, counted exactly, instead of a bucket that refills
     #[arg(long)]
     window: bool,
+    /// So many in progress at a time, instead of --rate
+    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "burst", "window"])]
+    at_once: Option<u64>,
 }
 
 impl LimitArgs {
     async fn open(&self, context: &Context) -> Result<DistributedLimiter> {
-        let (permits, time) = self.rate;
+        let Some((permits, time)) = self.rate else {
+            return Err(Failure::usage(
+                "what holders of --at-once have is not forgotten: it comes back when they end",
+            ));
+        };
         let limit = if self.window {
             Limit::from(SlidingWindow::new(permits, time)?)
         } else {
@@ -89,7 +115,9 @@ impl LimitArgs {
 
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     match args.command {
-        Command::Take { limit, permits, wait } => {
+        Command::Take(take) if take.limit.at_once.is_some() => at_once::run(context, take).await,
+        Command::Take(Take { limit, permits, wait, .. }) => {
+            hold::refuse_empty_command()?;
             let limiter = limit.open(context).await?;
             // Though it waits for nothing: what keeps the store from answering is told as what it is.
             let take = async { Ok(limiter.acquire_timeout(permits, wait).await?) };
@@ -101,6 +129,9 @@ pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
             context.out.flush()?;
             let after = output::duration(decision.retry_after);
             Err(Failure::no(format!("over the limit {:?}: again in {after}", limit.name)))
+        }
+        Command::Show { limit, watch } if limit.at_once.is_some() => {
+            at_once::show(context, &limit, watch).await
         }
         Command::Show { limit, watch } => {
             let limiter = limit.open(context).await?;
