@@ -2,77 +2,92 @@
 -- The transition of hold.rs. ARGV: LIMIT ID SEQ KEEP NEED WANT LENGTH LABEL.
 local limit, id, seq, keep = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local need, want, length, label = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local MAX_LEASES, FIELDS = 1000, {'id', 'seq', 'held', 'want', 'expires', 'limit', 'since'}
+local MAX_LEASES = 1000
+local LEASE = '^ (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)'
 
 local time = redis.call('TIME')
 local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
 
--- Those that go on, and what the others hold.
-local leases, others, own = {}, 0, nil
+-- Of digits, as number does.
+local function exact(digits)
+  local value = #digits <= 16 and tonumber(digits)
+  return value and value < LIMIT and value or nil
+end
+
+local function write(...)
+  return string.format(' %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s', ...)
+end
+
+-- Of those others that go on: their texts and wishes, what they hold, how many lack some and who comes first of those, the
+-- smallest limit, since when one has had none, and when the last one ends.
+local texts, wishes, others, own = {}, {}, 0, nil
+local lacking, next, smallest, longest, last = 0, nil, limit, nil, 0
+
+local function comes_before(since, held)
+  if since ~= next.since then
+    return since > 0 and (next.since == 0 or since < next.since)
+  end
+  return held < next.held
+end
 
 local function parse(state)
-  local fields = split(state)
-  local each = #FIELDS + 1
-  local at, count, all = number(fields[2]), (#fields - 2) / each, 0
-  if fields[1] ~= 'concurrency' or not at or count ~= math.floor(count) or count > MAX_LEASES then
+  local _, to, at = string.find(state, '^concurrency (%d+)')
+  at = at and exact(at)
+  if not at then
     return false
   end
   local back = math.max(at - now, 0)
   if back <= length then
     now, back = math.max(now, at), 0
   end
-  for first = 3, #fields, each do
-    local lease = {label = fields[first + #FIELDS]}
-    if not string.find(lease.label, '^[!-~]+$') then
+  -- What does not change is not written anew: most of the time would go into that.
+  local same = back == 0 and not string.find(state, ' 0%d')
+  local count, all = 0, 0
+  while to < #state do
+    local from, of, n, h, w, e, l, s, label = to + 1
+    from, to, of, n, h, w, e, l, s, label = string.find(state, LEASE, from)
+    if not from then
       return false
     end
-    for index, name in ipairs(FIELDS) do
-      lease[name] = number(fields[first + index - 1])
-      if not lease[name] then
-        return false
+    of, n, h, w, e, l, s = exact(of), exact(n), exact(h), exact(w), exact(e), exact(l), exact(s)
+    if not (of and n and h and w and e and l and s) then
+      return false
+    end
+    count, all, e = count + 1, all + h, e - back
+    if s > 0 then
+      s = math.max(s - back, 1)
+    end
+    if e <= now then
+      -- It is over.
+    elseif of == id and not own then
+      own = {seq = n, held = h, expires = e, since = s}
+    else
+      texts[#texts + 1] = same and string.sub(state, from, to) or write(of, n, h, w, e, l, s, label)
+      wishes[#wishes + 1] = w
+      others = others + h
+      if w > h then
+        lacking = lacking + 1
+        if not next or comes_before(s, h) then
+          next = {id = of, since = s, held = h}
+        end
+      end
+      if l < smallest then
+        smallest = l
+      end
+      if s > 0 and (not longest or s < longest) then
+        longest = s
+      end
+      if e > last then
+        last = e
       end
     end
-    all = all + lease.held
-    lease.expires = lease.expires - back
-    if lease.since > 0 then
-      lease.since = math.max(lease.since - back, 1)
-    end
-    if lease.expires <= now then
-      -- It is over.
-    elseif lease.id == id and not own then
-      own = lease
-    else
-      leases[#leases + 1] = lease
-      others = others + lease.held
-    end
   end
-  return all < LIMIT
+  return count <= MAX_LEASES and all < LIMIT
 end
 
 local state = redis.call('GET', KEYS[1])
 if state and not parse(state) then
   return redis.error_reply('Corrupt what lies under the key is not the state of a concurrency limit')
-end
-
-local function comes_before(one, other)
-  if one.since ~= other.since then
-    return one.since > 0 and (other.since == 0 or one.since < other.since)
-  end
-  return one.held < other.held
-end
-
-local lacking, smallest, longest, next = 0, limit, nil, nil
-for _, lease in ipairs(leases) do
-  if lease.want > lease.held then
-    lacking = lacking + 1
-    if not next or comes_before(lease, next) then
-      next = lease
-    end
-  end
-  smallest = math.min(smallest, lease.limit)
-  if lease.since > 0 then
-    longest = math.min(longest or lease.since, lease.since)
-  end
 end
 
 local function is_behind(since)
@@ -86,10 +101,7 @@ local function cap(since)
   if is_behind(since) then
     return 0
   end
-  local claims = {want}
-  for _, lease in ipairs(leases) do
-    claims[#claims + 1] = lease.want
-  end
+  local claims = {want, unpack(wishes)}
   table.sort(claims)
   local left, count = smallest, #claims
   for _, claim in ipairs(claims) do
@@ -114,7 +126,7 @@ end
 if own and own.seq >= seq then
   return answer(own.held, own.expires, own.since, keep)
 end
-if #leases == MAX_LEASES then
+if #texts == MAX_LEASES then
   return redis.error_reply('Overloaded ' .. MAX_LEASES .. ' instances hold permits of this limit, and no more can')
 end
 
@@ -139,23 +151,13 @@ elseif since == 0 then
 end
 local reply = answer(held, expires, since, asked)
 if held > 0 or want > 0 then
-  leases[#leases + 1] =
-    {id = id, seq = seq, held = held, want = want, expires = expires, limit = limit, since = since, label = label}
+  texts[#texts + 1] = write(id, seq, held, want, expires, limit, since, label)
+  last = math.max(last, expires)
 end
-local last = 0
-for _, lease in ipairs(leases) do
-  last = math.max(last, lease.expires)
-end
-if #leases == 0 then
+if #texts == 0 then
   redis.call('DEL', KEYS[1])
 else
-  local words = {'concurrency', text(now)}
-  for _, lease in ipairs(leases) do
-    for _, name in ipairs(FIELDS) do
-      words[#words + 1] = text(lease[name])
-    end
-    words[#words + 1] = lease.label
-  end
-  redis.call('SET', KEYS[1], table.concat(words, ' '), 'PX', text(math.ceil((math.max(last - now, 0) + STAYS) / 1000)))
+  local ttl = text(math.ceil((math.max(last - now, 0) + STAYS) / 1000))
+  redis.call('SET', KEYS[1], 'concurrency ' .. text(now) .. table.concat(texts), 'PX', ttl)
 end
 return reply
