@@ -3,10 +3,10 @@
 local level, at = capacity, now
 
 local function parse(state)
-  local fields = split(state)
+  local fields, after = split(state, 4)
   local of = number(fields[2])
   level, at = number(fields[3]), number(fields[4])
-  if fields[1] ~= 'bucket' or not of or of == 0 or not level or not at or not read_leases(fields, 5) then
+  if fields[1] ~= 'bucket' or not of or of == 0 or not level or not at or not read_leases(state, after) then
     return false
   end
   if of ~= unit then

@@ -3,26 +3,31 @@
 local MAX_LEASES = 1000
 local leases = {}
 
--- Reads those at the end of a state, from this field on.
-local function read_leases(fields, start)
-  local count = (#fields - start + 1) / 5
-  if count ~= math.floor(count) or count > MAX_LEASES then
-    return false
-  end
-  for first = start, #fields, 5 do
-    local id, seq, held = number(fields[first]), number(fields[first + 1]), number(fields[first + 2])
-    local want, expires = number(fields[first + 3]), number(fields[first + 4])
-    if not id or not seq or not held or not want or not expires then
+-- Reads those at the end of a state, from this position on.
+local function read_leases(state, position)
+  -- What does not change is not written anew: most of the time would go into that.
+  local same = not string.find(state, ' 0%d')
+  state = state .. ' '
+  while position <= #state do
+    local from, to, id, seq, held, want, expires =
+      string.find(state, '^(%d+) (%d+) (%d+) (%d+) (%d+) ', position)
+    if not from or #leases == MAX_LEASES then
       return false
     end
-    leases[#leases + 1] = {id = id, seq = seq, held = held, want = want, expires = expires}
+    id, seq, held, want, expires = exact(id), exact(seq), exact(held), exact(want), exact(expires)
+    if not (id and seq and held and want and expires) then
+      return false
+    end
+    local words = same and string.sub(state, from, to - 1)
+    leases[#leases + 1] = {id = id, seq = seq, held = held, want = want, expires = expires, words = words}
+    position = to + 1
   end
   return true
 end
 
 local function add_leases(words)
   for _, lease in ipairs(leases) do
-    words[#words + 1] = string.format('%.0f %.0f %.0f %.0f %.0f',
+    words[#words + 1] = lease.words or string.format('%.0f %.0f %.0f %.0f %.0f',
       lease.id, lease.seq, lease.held, lease.want, lease.expires)
   end
 end

@@ -13,7 +13,7 @@ for index = 1, TOUCHED do
 end
 
 local function parse(state)
-  local fields = split(state)
+  local fields, after = split(state, 3 + TOUCHED)
   local of, last = number(fields[2]), number(fields[3])
   if fields[1] ~= 'window' or not of or of == 0 or not last or of * last >= LIMIT then
     return false
@@ -26,7 +26,7 @@ local function parse(state)
     end
     all = all + read[index]
   end
-  if not read_leases(fields, 4 + TOUCHED) or all + leased() >= LIMIT then
+  if not read_leases(state, after) or all + leased() >= LIMIT then
     return false
   end
   if of ~= slice then

@@ -8,12 +8,6 @@ local LEASE = '^ (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)'
 local time = redis.call('TIME')
 local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
 
--- Of digits, as number does.
-local function exact(digits)
-  local value = #digits <= 16 and tonumber(digits)
-  return value and value < LIMIT and value or nil
-end
-
 local function write(...)
   return string.format(' %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s', ...)
 end
