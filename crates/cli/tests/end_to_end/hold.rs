@@ -303,6 +303,9 @@ fn commands_run_while_they_hold_permits_of_a_concurrency_limit_and_it_is_shown_w
         &["take", "l", "--at-once", "3", "--rate", "1/s", "--", "true"],
         &["take", "l", "--rate", "1/s", "--", "true"],
         &["take", "l", "--rate", "1/s", "--"],
+        &["take", "l", "--rate", "1/s", "--ttl", "5s"],
+        &["take", "l", "--", "true"],
+        &["show", "l"],
         &["reset", "l", "--at-once", "3"],
     ] {
         let outcome = sandbox.run([&["--store", &store, "limit"], wrong].concat());
@@ -315,8 +318,9 @@ fn a_command_whose_permits_are_lost_is_ended_and_a_killed_holder_holds_nobody_up
     let (sandbox, redis) = (Sandbox::new(), Redis::start());
     let store = format!("{}?retries=0&read_timeout=300ms&write_timeout=300ms", redis.url());
     let take = |args: &[&str]| {
-        let take = ["--store", &store, "limit", "take", "l", "--at-once", "1", "--ttl", "1s"];
-        sandbox.start([&take, args].concat())
+        let take = ["--store", &store, "limit", "take", "l", "--at-once", "1"];
+        let ttl = if args.contains(&"--ttl") { &[][..] } else { &["--ttl", "1s"] };
+        sandbox.start([&take, ttl, args].concat())
     };
     let mut killed = take(&["--", "sh", "-c", "echo running >&2; read line"]);
     killed.wait_for_note("running");
@@ -331,6 +335,20 @@ fn a_command_whose_permits_are_lost_is_ended_and_a_killed_holder_holds_nobody_up
         let outcome = take(&["--wait", wait, "--", "echo", "no"]).end();
         assert_eq!((outcome.code, &outcome.stdout[..]), (Some(3), &b""[..]), "{outcome:?}");
     }
+    redis.start_again();
+    let mut holder = take(&["--ttl", "1h", "--", "sh", "-c", "echo running >&2; read line; true"]);
+    holder.wait_for_note("running");
+    let mut waits = take(&["--wait", "1m", "--", "echo", "had it"]);
+    let show = || sandbox.json(&["--store", &store, "limit", "show", "l", "--at-once", "1"]).remove(0);
+    while show()["holders"].as_array().unwrap().len() < 2 {}
+    redis.kill();
+    assert_eq!(sandbox.run(["--store", &store, "limit", "show", "l", "--at-once", "1"]).code, Some(3));
+    redis.start_again();
+    drop(holder.child().stdin.take());
+    assert_eq!(holder.end().code, Some(0));
+    assert!(waits.child().try_wait().unwrap().is_none_or(|status| status.success()));
+    let had = waits.end();
+    assert_eq!((had.code, &had.stdout[..]), (Some(0), &b"had it\n"[..]), "{had:?}");
 }
 
 #[test]

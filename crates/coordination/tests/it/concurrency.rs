@@ -68,39 +68,51 @@ async fn never_are_more_in_progress(place: &Place) {
     assert_eq!(limiters[0].try_acquire(6).await.unwrap().unwrap().decision().remaining, 0);
 }
 
+/// Of an hour: who waits and is not told asks after a second or two.
+const HOUR: Duration = Duration::from_secs(3_600);
+/// So many waits take longer than [`PATIENCE`] if nobody is told.
+const ROUNDS: usize = 40;
+
+/// Waits until so many instances want permits and have none.
+async fn wait(limiter: &ConcurrencyLimiter, count: usize) {
+    let all_wait = async || {
+        let shown = limiter.show().await.unwrap();
+        shown.iter().filter(|one| one.held == 0 && one.wanted > 0).count() == count
+    };
+    eventually(PATIENCE, "they wait", all_wait).await;
+}
+
 async fn who_waits_in_another_instance_is_told(place: &Place) {
     let store = place.open().await;
-    // Who only asked now and then would wait for more than a minute.
-    let lease = Duration::from_secs(3_600);
     let open =
-        || ConcurrencyLimiter::distributed(store.clone(), "a", 2, lease, OnUnavailable::Refuse).unwrap();
+        || ConcurrencyLimiter::distributed(store.clone(), "a", 2, HOUR, OnUnavailable::Refuse).unwrap();
     let (seen, mut holder) = (open(), open());
     let mut held = holder.acquire(2).await.unwrap();
-    for round in 0..3 {
-        let waiting = [(); 2].map(|()| {
-            let limiter = open();
-            tokio::spawn(async move { (limiter.acquire(1).await.unwrap(), limiter) })
-        });
-        let both_wait = async || {
-            let shown = seen.show().await.unwrap();
-            shown.len() == 3 && shown.iter().filter(|one| (one.held, one.wanted) == (0, 1)).count() == 2
-        };
-        eventually(PATIENCE, "both wait", both_wait).await;
-        // It says that it has less, or with its last clone that it has nothing any more.
-        drop(held);
-        let _kept = (round % 2 == 0).then_some(holder);
-        for waiting in waiting {
-            let (permit, limiter) = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
-            assert!(permit.is_held(), "at {}", place.url);
-            drop((permit, limiter));
+    let rounds = async {
+        for round in 0..ROUNDS {
+            let waiting = [(); 2].map(|()| {
+                let limiter = open();
+                tokio::spawn(async move { (limiter.acquire(1).await.unwrap(), limiter) })
+            });
+            wait(&seen, 2).await;
+            // It says that it has less, or with its last clone that it has nothing any more.
+            drop(held);
+            let _kept = (round % 2 == 0).then_some(holder);
+            for waiting in waiting {
+                let (permit, limiter) = waiting.await.unwrap();
+                assert!(permit.is_held(), "at {}", place.url);
+                drop((permit, limiter));
+            }
+            holder = open();
+            held = holder.acquire(2).await.unwrap();
         }
-        holder = open();
-        held = tokio::time::timeout(PATIENCE, holder.acquire(2)).await.unwrap().unwrap();
-        let shown = &seen.show().await.unwrap()[..];
-        let [Instance { label, held: 2, wanted: 2, left }] = shown else { panic!("{shown:?}") };
-        assert_eq!(String::from_utf8_lossy(label), process_name());
-        assert!(*left > lease * 9 / 10 && *left <= lease, "{left:?}");
-    }
+        (holder, held)
+    };
+    let (_holder, _held) = tokio::time::timeout(PATIENCE, rounds).await.unwrap();
+    let shown = &seen.show().await.unwrap()[..];
+    let [Instance { label, held: 2, wanted: 2, left }] = shown else { panic!("{shown:?}") };
+    assert_eq!(String::from_utf8_lossy(label), process_name());
+    assert!(*left > HOUR * 9 / 10 && *left <= HOUR, "{left:?}");
 }
 
 macro_rules! over {
@@ -283,6 +295,70 @@ async fn who_waits_in_another_instance_has_what_comes_back() {
             drop(waiting.await.unwrap().unwrap());
         }
     }
+}
+
+#[tokio::test]
+async fn who_is_told_and_cannot_use_what_is_free_tells_the_next() {
+    let store = Place::redis().open().await;
+    for (name, open) in BOTH {
+        let open = || open(store.clone(), name, 2, HOUR, OnUnavailable::Refuse).unwrap();
+        let [holder, many, few, tries] = [(); 4].map(|()| open());
+        let rounds = async {
+            for _ in 0..ROUNDS / 2 {
+                let [one, other] = [holder.acquire(1).await.unwrap(), holder.acquire(1).await.unwrap()];
+                // This one does not wait, and the next needs more than comes back.
+                assert!(tries.try_acquire(1).await.unwrap().is_err());
+                let mut waits_for_two = tokio::spawn({
+                    let many = many.clone();
+                    async move { many.acquire(2).await.unwrap() }
+                });
+                wait(&holder, 2).await;
+                let waits_for_one = tokio::spawn({
+                    let few = few.clone();
+                    async move { few.acquire(1).await.unwrap() }
+                });
+                wait(&holder, 3).await;
+                drop(one);
+                holder.release().await.unwrap();
+                drop((waits_for_one.await.unwrap(), other));
+                few.release().await.unwrap();
+                holder.release().await.unwrap();
+                drop((&mut waits_for_two).await.unwrap());
+                many.release().await.unwrap();
+                tries.release().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, rounds).await.expect(name);
+    }
+}
+
+#[tokio::test]
+async fn the_next_is_told_before_release_returns_though_the_process_ends_then() {
+    let place = Place::redis();
+    let store = place.open().await;
+    let open = |store| ConcurrencyLimiter::distributed(store, "a", 1, HOUR, OnUnavailable::Refuse).unwrap();
+    let limiter = open(store);
+    let rounds = async {
+        for _ in 0..ROUNDS {
+            let (holds, held) = tokio::sync::oneshot::channel();
+            let url = place.url.clone();
+            let holder = std::thread::spawn(move || {
+                tokio::runtime::Runtime::new().unwrap().block_on(async {
+                    let limiter = open(commonhold::open(&url).await.unwrap());
+                    let permit = limiter.acquire(1).await.unwrap();
+                    holds.send(()).unwrap();
+                    wait(&limiter, 1).await;
+                    drop(permit);
+                    limiter.release().await.unwrap();
+                });
+            });
+            held.await.unwrap();
+            drop(limiter.acquire(1).await.unwrap());
+            limiter.release().await.unwrap();
+            holder.join().unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, rounds).await.unwrap();
 }
 
 #[tokio::test]
@@ -471,43 +547,56 @@ async fn permits_are_lost_in_time_though_the_store_neither_answers_nor_gives_up(
     }
 }
 
-/// As long as a lease can be: who waits for a part of it waits longer than any test.
-const HOUR: Duration = Duration::from_secs(3_600);
-
 #[tokio::test]
 async fn who_asks_for_what_is_free_has_it_at_once_whatever_was_refused_before() {
     let store = Place::memory().open().await;
-    for (name, open) in BOTH {
-        let [one, other] =
-            [(); 2].map(|()| open(store.clone(), name, 5, HOUR, OnUnavailable::Refuse).unwrap());
-        let two = other.acquire(2).await.unwrap();
-        // What many were refused few can have.
-        assert!(one.try_acquire(5).await.unwrap().is_err());
-        let few = tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap();
-        let (many, few_more) = tokio::join!(one.try_acquire(4), one.try_acquire(1));
-        assert!(many.unwrap().is_err() && few_more.unwrap().is_ok());
-        // What was refused while it was in use can be had when it is not.
-        drop((two, few));
-        other.release().await.unwrap();
-        one.release().await.unwrap();
-        let all = tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap();
-        let waits = tokio::spawn({
-            let one = one.clone();
-            async move { one.acquire(1).await.map(drop) }
-        });
-        eventually(PATIENCE, "it stands in line", async || one.try_acquire(1).await.unwrap().is_err()).await;
-        drop(all);
-        tokio::time::timeout(PATIENCE, waits).await.unwrap().unwrap().unwrap();
-        drop(tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap());
-    }
-    let [one, other] = [(); 2].map(|()| {
-        ConcurrencyLimiter::distributed(store.clone(), "c", 1, HOUR, OnUnavailable::Refuse).unwrap()
-    });
-    let only = other.acquire(1).await.unwrap();
-    assert!(one.try_acquire(1).await.unwrap().is_err());
-    drop(only);
-    other.release().await.unwrap();
-    drop(tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap());
+    let rounds = async {
+        for round in 0..ROUNDS {
+            for (name, open) in BOTH {
+                let [one, other] = [(); 2].map(|()| {
+                    open(store.clone(), &format!("{name}{round}"), 5, HOUR, OnUnavailable::Refuse).unwrap()
+                });
+                let two = other.acquire(2).await.unwrap();
+                // What many were refused few can have.
+                assert!(one.try_acquire(5).await.unwrap().is_err());
+                let few = tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap();
+                let (many, few_more) = tokio::join!(one.try_acquire(4), one.try_acquire(1));
+                assert!(many.unwrap().is_err() && few_more.unwrap().is_ok());
+                // What was refused while it was in use can be had when it is not.
+                drop((two, few));
+                other.release().await.unwrap();
+                one.release().await.unwrap();
+                let all = tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap();
+                let waits = tokio::spawn({
+                    let one = one.clone();
+                    async move { one.acquire(1).await.map(drop) }
+                });
+                eventually(PATIENCE, "it stands in line", async || {
+                    one.try_acquire(1).await.unwrap().is_err()
+                })
+                .await;
+                drop(all);
+                tokio::time::timeout(PATIENCE, waits).await.unwrap().unwrap().unwrap();
+                drop(tokio::time::timeout(PATIENCE, one.acquire(5)).await.unwrap().unwrap());
+            }
+            let [one, other] = [(); 2].map(|()| {
+                ConcurrencyLimiter::distributed(
+                    store.clone(),
+                    &format!("c{round}"),
+                    1,
+                    HOUR,
+                    OnUnavailable::Refuse,
+                )
+                .unwrap()
+            });
+            let only = other.acquire(1).await.unwrap();
+            assert!(one.try_acquire(1).await.unwrap().is_err());
+            drop(only);
+            other.release().await.unwrap();
+            drop(tokio::time::timeout(PATIENCE, one.acquire(1)).await.unwrap().unwrap());
+        }
+    };
+    tokio::time::timeout(PATIENCE, rounds).await.unwrap();
 }
 
 #[tokio::test]
@@ -636,4 +725,21 @@ fn a_runtime_that_ends_takes_neither_permits_nor_those_in_line_with_it() {
         drop(held);
         assert!(second.block_on(waits).unwrap());
     }
+}
+
+#[test]
+fn without_a_runtime_permits_are_given_back_though_nobody_can_be_told() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let limiter = runtime.block_on(async {
+        let store = Place::memory().open().await;
+        let [limiter, other] = [(); 2].map(|()| {
+            ConcurrencyLimiter::hybrid(store.clone(), "a", 2, LONG, OnUnavailable::Refuse).unwrap()
+        });
+        drop(limiter.acquire(2).await.unwrap());
+        assert!(other.try_acquire(1).await.unwrap().is_err());
+        limiter
+    });
+    drop(runtime);
+    limiter.release().now_or_never().unwrap().unwrap();
+    assert_eq!(limiter.remaining().now_or_never().unwrap().unwrap(), 2);
 }

@@ -1,9 +1,12 @@
 //! Concurrency limits: a command that runs while it holds permits, and who holds how many.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::builder::styling::Style;
-use commonhold::coordination::limit::{ConcurrencyLimiter, Instance, OnUnavailable};
+use commonhold::{
+    Retry,
+    coordination::limit::{ConcurrencyLimiter, Decision, Instance, OnUnavailable, Permit},
+};
 use serde_json::json;
 
 use super::{LimitArgs, Take};
@@ -17,6 +20,8 @@ use crate::{
 
 /// As `lock` has it.
 const TTL: Duration = Duration::from_secs(30);
+/// How long to wait before a store that is away is asked again.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// For whoever takes nothing: long enough for any store.
 const NO_LEASE: Duration = Duration::from_secs(3_600);
 
@@ -35,21 +40,15 @@ pub(super) async fn run(context: &Context, take: Take) -> Result<()> {
     }
     let limiter = open(context, &limit, ttl.unwrap_or(TTL)).await?;
     let mut signals = hold::Signals::new()?;
-    let claim = async {
-        match wait {
-            Duration::ZERO => limiter.try_acquire(permits).await,
-            wait => limiter.acquire_timeout(permits, wait).await,
-        }
-    };
-    // A request that is still under way comes first, and is taken back.
-    let tidy_up = async { drop(limiter.release().await) };
-    let claimed = signals.unless_stopped(claim, tidy_up, "stopped before the permits were had").await??;
+    // Takes back a request that is still under way, and what it may have brought.
+    let tidy_up = || async { drop(limiter.release().await) };
+    let claim = claim(&limiter, permits, wait);
+    let claimed = signals.unless_stopped(claim, tidy_up(), "stopped before the permits were had").await?;
     let permit = match claimed {
-        Ok(permit) => permit,
-        Err(refused) => {
-            let tidy_up = async { drop(limiter.release().await) };
-            signals.tidy_up(tidy_up).await;
-            if refused.degraded {
+        Ok(Ok(permit)) => permit,
+        claimed => {
+            signals.tidy_up(tidy_up()).await;
+            if claimed?.is_err_and(|refused| refused.degraded) {
                 // It says what is the matter with the store.
                 limiter.show().await?;
                 return Err(Failure::new(Exit::Unavailable, "the store did not answer in time"));
@@ -74,6 +73,27 @@ pub(super) async fn run(context: &Context, take: Take) -> Result<()> {
         Err(failure) => {
             hold::release("permit", release, &mut signals).await;
             Err(failure)
+        }
+    }
+}
+
+/// Waits for permits, also for a store that is away.
+async fn claim(
+    limiter: &ConcurrencyLimiter,
+    permits: u64,
+    wait: Duration,
+) -> commonhold::Result<std::result::Result<Permit, Decision>> {
+    if wait.is_zero() {
+        return limiter.try_acquire(permits).await;
+    }
+    let began = Instant::now();
+    loop {
+        let left = wait.saturating_sub(began.elapsed());
+        match limiter.acquire_timeout(permits, left).await {
+            Err(error) if error.retry() != Retry::Never && left > RETRY_DELAY => {
+                tokio::time::sleep(RETRY_DELAY).await;
+            }
+            claimed => return claimed,
         }
     }
 }

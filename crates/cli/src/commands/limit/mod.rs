@@ -4,6 +4,7 @@ mod at_once;
 
 use std::{ffi::OsString, time::Duration};
 
+use clap::ArgGroup;
 use commonhold::coordination::limit::{
     Decision, DistributedLimiter, Limit, OnUnavailable, Rate, SlidingWindow, TokenBucket,
 };
@@ -35,7 +36,9 @@ Examples:
   commonhold limit take import --rate 100/m --burst 20 --permits 5 --wait 1m
   commonhold limit show mail --rate 10/s --watch
   commonhold limit take search --at-once 8 --permits 2 --wait 1m -- ./reindex.sh
-  commonhold limit show search --at-once 8 --watch")]
+  commonhold limit show search --at-once 8 --watch
+
+A disk: store is open in one process at a time; to share a limit between processes takes a shared store.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -70,20 +73,21 @@ struct Take {
     /// How long to wait for them; 0s is not to wait
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_or_none, default_value = "0s")]
     wait: Duration,
-    /// How long permits of --at-once are held after this process is gone: from 100ms to 1h [default: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "at_once")]
+    /// How long permits of --at-once are held after this process is gone: from 100ms (24s on Memcached) to 1h [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     ttl: Option<Duration>,
     /// The command that runs while permits of --at-once are held
-    #[arg(last = true, value_name = "CMD", requires = "at_once")]
+    #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("kind").required(true)))]
 struct LimitArgs {
     /// The name of the limit
     name: String,
     /// So many in such a time, as in 10/s, 100/m or 3/5s
-    #[arg(long, value_name = "N/TIME", value_parser = parse_rate, required_unless_present = "at_once")]
+    #[arg(long, value_name = "N/TIME", value_parser = parse_rate, group = "kind")]
     rate: Option<(u64, Duration)>,
     /// How many may come at once: as many as --rate has unless given
     #[arg(long, value_name = "N", conflicts_with = "window")]
@@ -92,7 +96,7 @@ struct LimitArgs {
     #[arg(long)]
     window: bool,
     /// So many in progress at a time, instead of --rate
-    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "burst", "window"])]
+    #[arg(long, value_name = "N", group = "kind", conflicts_with_all = ["burst", "window"])]
     at_once: Option<u64>,
 }
 
@@ -116,7 +120,11 @@ impl LimitArgs {
 pub(super) async fn run(context: &mut Context, args: Args) -> Result<()> {
     match args.command {
         Command::Take(take) if take.limit.at_once.is_some() => at_once::run(context, take).await,
-        Command::Take(Take { limit, permits, wait, .. }) => {
+        Command::Take(Take { limit, permits, wait, ttl, command }) => {
+            if ttl.is_some() || !command.is_empty() {
+                let message = "permits of --rate are taken for good: --ttl and a command are for --at-once";
+                return Err(Failure::usage(message));
+            }
             hold::refuse_empty_command()?;
             let limiter = limit.open(context).await?;
             // Though it waits for nothing: what keeps the store from answering is told as what it is.

@@ -1,28 +1,22 @@
 
--- The transition of hold.rs. ARGV: LIMIT ID SEQ KEEP NEED WANT LENGTH LABEL.
+-- The transition of hold.rs. ARGV: LIMIT ID SEQ KEEP NEED WANT LENGTH WAITS LABEL.
 local limit, id, seq, keep = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local need, want, length, label = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local MAX_LEASES = 1000
-local LEASE = '^ (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)'
+local need, want, length = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local waits, label = tonumber(ARGV[8]), ARGV[9]
+local MAX_LEASES, WISH = 1000, 10000000
+local LEASE = '^ (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([!-~]+)'
 
 local time = redis.call('TIME')
 local now = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), 0)
 
 local function write(...)
-  return string.format(' %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s', ...)
+  return string.format(' %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s', ...)
 end
 
--- Of those others that go on: their texts and wishes, what they hold, how many lack some and who comes first of those, the
--- smallest limit, since when one has had none, and when the last one ends.
+-- Of those others that go on: their texts and wishes, what they hold, how many lack some and which of those wait, the smallest limit, since when one has had none, and when the last one ends.
 local texts, wishes, others, own = {}, {}, 0, nil
-local lacking, next, smallest, longest, last = 0, nil, limit, nil, 0
+local line, lacking, smallest, longest, last = {}, 0, limit, nil, 0
 
-local function comes_before(since, held)
-  if since ~= next.since then
-    return since > 0 and (next.since == 0 or since < next.since)
-  end
-  return held < next.held
-end
 
 local function parse(state)
   local _, to, at = string.find(state, '^concurrency (%d+)')
@@ -38,13 +32,14 @@ local function parse(state)
   local same = back == 0 and not string.find(state, ' 0%d')
   local count, all = 0, 0
   while to < #state do
-    local from, of, n, h, w, e, l, s, label = to + 1
-    from, to, of, n, h, w, e, l, s, label = string.find(state, LEASE, from)
+    local from, of, n, h, w, e, l, s, first, label = to + 1
+    from, to, of, n, h, w, e, l, s, first, label = string.find(state, LEASE, from)
     if not from then
       return false
     end
-    of, n, h, w, e, l, s = exact(of), exact(n), exact(h), exact(w), exact(e), exact(l), exact(s)
-    if not (of and n and h and w and e and l and s) then
+    of, n, h, w = exact(of), exact(n), exact(h), exact(w)
+    e, l, s, first = exact(e), exact(l), exact(s), exact(first)
+    if not (of and n and h and w and e and l and s and first) then
       return false
     end
     count, all, e = count + 1, all + h, e - back
@@ -56,13 +51,13 @@ local function parse(state)
     elseif of == id and not own then
       own = {seq = n, held = h, expires = e, since = s}
     else
-      texts[#texts + 1] = same and string.sub(state, from, to) or write(of, n, h, w, e, l, s, label)
+      texts[#texts + 1] = same and string.sub(state, from, to) or write(of, n, h, w, e, l, s, first, label)
       wishes[#wishes + 1] = w
       others = others + h
       if w > h then
         lacking = lacking + 1
-        if not next or comes_before(s, h) then
-          next = {id = of, since = s, held = h}
+        if first > 0 then
+          line[#line + 1] = {id = of, since = s, held = h, waits = first}
         end
       end
       if l < smallest then
@@ -108,13 +103,31 @@ local function cap(since)
   return limit
 end
 
+local function comes_before(one, other)
+  if one.since ~= other.since then
+    return one.since > 0 and (other.since == 0 or one.since < other.since)
+  end
+  return one.held < other.held
+end
+
+-- Of those who wait for no more than these, who comes first.
+local function next(free)
+  local first = nil
+  for _, place in ipairs(line) do
+    if place.waits <= free and (not first or comes_before(place, first)) then
+      first = place
+    end
+  end
+  return first and first.id or 0
+end
+
 local function answer(held, expires, since, asked)
   local free, granted = math.max(limit - others - held, 0), 0
   if need > 0 and held >= asked + need then
     granted = held
   end
   local left, most = math.max(expires - now, 0), math.max(cap(since), granted)
-  return string.format('%.0f %.0f %.0f %.0f %.0f', held, left, most, free, next and next.id or 0)
+  return string.format('%.0f %.0f %.0f %.0f %.0f', held, left, most, free, next(free))
 end
 
 if own and own.seq >= seq then
@@ -137,7 +150,8 @@ if not refused then
   more = math.min(math.max(want - keep, 0), math.max(share, need))
 end
 
-local held, expires = keep + more, math.min(now + length, LIMIT - 1)
+local held = keep + more
+local expires = math.min(now + (held == 0 and math.min(length, WISH) or length), LIMIT - 1)
 if held > 0 or want == 0 then
   since = 0
 elseif since == 0 then
@@ -145,7 +159,7 @@ elseif since == 0 then
 end
 local reply = answer(held, expires, since, asked)
 if held > 0 or want > 0 then
-  texts[#texts + 1] = write(id, seq, held, want, expires, limit, since, label)
+  texts[#texts + 1] = write(id, seq, held, want, expires, limit, since, waits, label)
   last = math.max(last, expires)
 end
 if #texts == 0 then

@@ -15,6 +15,9 @@ use crate::{
     state::{Fields, corrupt},
 };
 
+/// For how long at most one who has no permits wants some, in microseconds: who is gone is not waited for.
+const WISH: u64 = 10_000_000;
+
 const OF: &str = "a concurrency limit";
 
 /// What an instance says it has and would like to have. Replies `HELD LEFT CAP FREE NEXT`; see [`Holding`].
@@ -34,6 +37,8 @@ pub(super) struct Hold {
     pub(super) need: u64,
     /// Permits that it would like to have, all in all.
     pub(super) want: u64,
+    /// Permits that the first of its calls waits for; 0 if none waits.
+    pub(super) waits: u64,
     /// How long the lease lasts, in microseconds.
     pub(super) length: u64,
     /// What the instance says of itself, as one word.
@@ -51,14 +56,14 @@ pub(super) struct Holding {
     pub(super) cap: u64,
     /// Permits that nobody holds.
     pub(super) free: u64,
-    /// Who is to have them first; 0 if nobody else lacks any.
+    /// Who comes first of the others whose calls wait for no more than those; 0 if there is none.
     pub(super) next: u64,
 }
 
 impl Holding {
     /// The instance that is to be told of permits that nobody holds.
     pub(super) fn to_tell(self) -> Option<u64> {
-        (self.free > 0 && self.next > 0).then_some(self.next)
+        (self.next > 0).then_some(self.next)
     }
 }
 
@@ -105,7 +110,7 @@ impl Hold {
         // Whoever has just been given what it must have may use that.
         let granted = if self.need > 0 && held >= self.keep + self.need { held } else { 0 };
         let cap = self.cap(others, own.since, now).max(granted);
-        let next = next(others).map_or(0, |next| next.id);
+        let next = next(others, free).map_or(0, |next| next.id);
         format!("{held} {} {cap} {free} {next}", expires.saturating_sub(now))
     }
 
@@ -159,6 +164,8 @@ struct Lease {
     limit: u64,
     /// Since when it wants some and has none; 0 if that is not so.
     since: u64,
+    /// Permits that one of its calls waits for, which is to be told; 0 if none waits.
+    waits: u64,
     label: Arc<str>,
 }
 
@@ -171,10 +178,10 @@ fn lacking(leases: &[Lease]) -> u64 {
     leases.iter().filter(|lease| lease.want > lease.held).count() as u64
 }
 
-/// Of those who lack some, who has had none for longest, or else has the fewest.
-fn next(leases: &[Lease]) -> Option<&Lease> {
-    let lacking = leases.iter().filter(|lease| lease.want > lease.held);
-    lacking.min_by_key(|lease| (lease.since == 0, lease.since, lease.held))
+/// Of those who lack some and wait for no more than these, who has had none for longest, or else has the fewest.
+fn next(leases: &[Lease], free: u64) -> Option<&Lease> {
+    let could = leases.iter().filter(|lease| lease.want > lease.held && (1..=free).contains(&lease.waits));
+    could.min_by_key(|lease| (lease.since == 0, lease.since, lease.held))
 }
 
 impl Transition for Hold {
@@ -214,15 +221,18 @@ impl Transition for Hold {
             let share = (available / (others + 2)).min(most.saturating_sub(keep));
             self.want.saturating_sub(keep).min(share.max(self.need))
         };
-        let Self { limit, id, seq, want, length, .. } = *self;
+        let Self { limit, id, seq, want, waits, length, .. } = *self;
         let label = Arc::clone(&self.label);
-        let (held, expires) = (keep + more, (now + length).min(MAX - 1));
+        let held = keep + more;
+        // Who has none must say so in time, or keeps nobody back.
+        let lasts = if held == 0 { length.min(WISH) } else { length };
+        let expires = (now + lasts).min(MAX - 1);
         let since = match (held, since) {
             (0, 0) if want > 0 => now.max(1),
             (0, since) if want > 0 => since,
             _ => 0,
         };
-        let own = Lease { id, seq, held, want, expires, limit, since, label };
+        let own = Lease { id, seq, held, want, expires, limit, since, waits, label };
         let reply = self.answer(&leases, &own, now);
         if held > 0 || want > 0 {
             leases.push(own);
@@ -231,8 +241,9 @@ impl Transition for Hold {
             return Ok(Step::delete(reply));
         };
         let mut state = format!("concurrency {now}");
-        for Lease { id, seq, held, want, expires, limit, since, label } in &leases {
-            let _infallible = write!(state, " {id} {seq} {held} {want} {expires} {limit} {since} {label}");
+        for Lease { id, seq, held, want, expires, limit, since, waits, label } in &leases {
+            let _infallible =
+                write!(state, " {id} {seq} {held} {want} {expires} {limit} {since} {waits} {label}");
         }
         let ttl = Duration::from_micros(last.saturating_sub(now) + STAYS_MICROS);
         Ok(Step::put(state, Expiry::After(ttl), reply))
@@ -240,8 +251,8 @@ impl Transition for Hold {
 
     fn script(&self) -> Option<ScriptCall> {
         const SOURCE: &str = concat!(include_str!("../fields.lua"), include_str!("hold.lua"));
-        let Self { limit, id, seq, keep, need, want, length, .. } = *self;
-        Some(ScriptCall::new(SOURCE).args([limit, id, seq, keep, need, want, length]).arg(&self.label))
+        let Self { limit, id, seq, keep, need, want, waits, length, .. } = *self;
+        Some(ScriptCall::new(SOURCE).args([limit, id, seq, keep, need, want, length, waits]).arg(&self.label))
     }
 }
 
@@ -261,7 +272,7 @@ impl Transition for Look {
 }
 
 /// The leases that go on at this time, and the time. The state is `concurrency AT` with the time at which it was written, and
-/// for each `ID SEQ HELD WANT EXPIRES LIMIT SINCE LABEL`.
+/// for each `ID SEQ HELD WANT EXPIRES LIMIT SINCE WAITS LABEL`.
 ///
 /// A clock that has stepped back, or is not that of whoever has written, stands still. If it is behind by more than a lease,
 /// which the clocks of those who use a store never are, the leases are moved back with it.
@@ -275,10 +286,10 @@ fn read(state: Option<&[u8]>, now: u64, length: u64) -> Result<(Vec<Lease>, u64)
     while let Some(Number(id)) = fields.optional()? {
         let mut next = || fields.next().map(|Number(number)| number);
         let (seq, held, want, expires) = (next()?, next()?, next()?, next()?.saturating_sub(back));
-        let (limit, since) = (next()?, next()?);
+        let (limit, since, waits) = (next()?, next()?, next()?);
         let since = if since > 0 { since.saturating_sub(back).max(1) } else { 0 };
         let label = fields.word()?.into();
-        leases.push(Lease { id, seq, held, want, expires, limit, since, label });
+        leases.push(Lease { id, seq, held, want, expires, limit, since, waits, label });
     }
     if kind != "concurrency" || leases.len() > MAX_LEASES || held_by(&leases) >= MAX {
         return Err(corrupt(OF));

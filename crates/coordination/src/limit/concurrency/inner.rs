@@ -70,6 +70,10 @@ impl Inner {
         self.pool.request(self.line.waiting(), now)
     }
 
+    pub(super) fn release(&mut self, now: u64) -> Hold {
+        self.pool.release(self.line.waiting(), now)
+    }
+
     /// Takes so many permits if they are here and nobody stands in line for them.
     pub(super) fn take(&mut self, permits: u64, now: u64) -> Option<Admitted> {
         (self.line.is_empty() && self.pool.take(permits, now)).then(|| self.admitted(permits, now))

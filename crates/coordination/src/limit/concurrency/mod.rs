@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     hold::Look,
-    inner::any_id,
+    inner::{Inner, any_id},
     pool::{Form, Next, Pool},
     shared::{After, Answer, Later, Remote, Shared},
 };
@@ -47,9 +47,9 @@ use crate::holders::{process_name, to_label};
 /// Between instances: while some lack permits, none holds more than an equal share, where those that want less leave the rest
 /// to the others. Who has more gives it up as its calls end. That others lack some it learns when it next asks, after a third
 /// of a lease at the latest. With fewer permits than instances that want some they take turns, and so does, for a lease at a
-/// time, who wants more in one call than its share. Whoever gives some back tells the instance that has waited longest, where
-/// the store has messages. Whoever waits asks again besides, after half of the time that calls take here, or up to twice that,
-/// but after 1/50 of a lease at the earliest and 1/10 at the latest. Who needs to be next in order of time takes a
+/// time, who wants more in one call than its share. Whoever gives some back tells the instance that has waited longest for no
+/// more than is free, where the store has messages. Whoever waits asks again besides, after half of the time that calls take here, or up to twice that,
+/// but after 1/50 of a lease at the earliest, and 1/10 or 2 s at the latest. Who needs to be next in order of time takes a
 /// [`Semaphore`](crate::Semaphore), where each permit is a lease of its own with a fencing token.
 ///
 /// Instances may go by different limits, as while a new configuration is rolled out: each takes nothing that is more than its
@@ -293,7 +293,10 @@ impl ConcurrencyLimiter {
                 inner.pool.is_released(inner.line.waiting())
             };
             if !is_released {
-                shared.exchange(|inner, now| inner.pool.release(now)).await?;
+                let tell = shared.exchange(Inner::release).await?;
+                if let Some(tell) = tell {
+                    tell.await;
+                }
             }
         }
         Ok(())

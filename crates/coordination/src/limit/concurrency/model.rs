@@ -486,6 +486,22 @@ fn what_the_store_has_forgotten_is_held_on_unless_others_have_it() {
 }
 
 #[test]
+fn who_waits_with_a_long_lease_and_is_gone_keeps_nobody_back_for_as_long() {
+    let mut world = World::new(1);
+    let ask = |world: &mut World, id, length| {
+        let label = "=model".into();
+        let hold = Hold { limit: 1, id, seq: world.now, keep: 0, need: 1, want: 1, waits: 1, length, label };
+        Hold::decode(&world.apply(&hold)).unwrap().held
+    };
+    assert_eq!(ask(&mut world, 1, LEASE), 1);
+    assert_eq!(ask(&mut world, 2, 3_600 * LEASE), 0);
+    world.now += 2 * LEASE;
+    assert_eq!(ask(&mut world, 3, LEASE), 0, "it is the turn of who has waited");
+    world.now += 8 * LEASE;
+    assert_eq!(ask(&mut world, 3, LEASE), 1);
+}
+
+#[test]
 fn a_request_that_arrives_once_more_takes_nothing_back_though_others_lack_some_by_now() {
     let mut world = World::new(4);
     let mut instances = [0, 1].map(|id| Instance::new(Form::Distributed, 4, id, (1_000, 0)));

@@ -55,6 +55,9 @@ struct Pending {
     gives: bool,
 }
 
+/// Who waits asks again after twice this at the latest, in microseconds, however long the lease.
+const MAX_PAUSE: u64 = 1_000_000;
+
 /// What the store has said no to, and when to ask again.
 #[derive(Debug)]
 struct Refusal {
@@ -183,7 +186,7 @@ impl Pool {
         }
     }
 
-    /// Hears that there may be some again.
+    /// Is told that there may be some again.
     pub(super) fn hears(&mut self) {
         self.refused = None;
     }
@@ -201,7 +204,7 @@ impl Pool {
     /// Does not ask for so many, or more, for a while: half as long as permits are in use, but within what is not too
     /// often for the store and not too seldom for who waits.
     pub(super) fn pause(&mut self, permits: u64, in_use_for: u64, now: u64) {
-        let pause = (in_use_for / 2).clamp(self.length / 50, self.length / 20);
+        let pause = (in_use_for / 2).clamp(self.length / 50, self.length / 20).min(MAX_PAUSE);
         // Multiples of the golden ratio are spread evenly (Knuth, The Art of Computer Programming, 6.4), so that nobody
         // always comes second.
         let number = self.id.wrapping_add(self.seq).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -252,7 +255,11 @@ impl Pool {
             return Next::Ask;
         }
         // That nobody wants any more what was refused is soon said: others have less until then.
-        let pause = if self.lacks && waiting.first == 0 { self.length / 10 } else { self.length / 3 };
+        let pause = if self.lacks && waiting.first == 0 {
+            (self.length / 10).min(2 * MAX_PAUSE)
+        } else {
+            self.length / 3
+        };
         let renewal = (self.known && self.pending.is_none()).then_some(self.asked + pause);
         let over = (self.held > 0).then_some(self.until);
         let again = (waiting.first > 0).then_some(again);
@@ -280,21 +287,22 @@ impl Pool {
         let want =
             if self.form == Form::Hybrid { self.peak } else { self.in_use.saturating_add(waiting.all) };
         let asked = Asked { before: if need > 0 { waiting.end } else { 0 }, permits: waiting.first };
-        self.make(keep, need, want.min(self.limit), asked, waiting.all, now)
+        self.make(keep, need, want.min(self.limit), asked, waiting, now)
     }
 
     /// Gives back what is not in use; or what has no reply yet, which comes first.
-    pub(super) fn release(&mut self, now: u64) -> Hold {
+    pub(super) fn release(&mut self, waiting: Waiting, now: u64) -> Hold {
+        let want = self.in_use.saturating_add(waiting.all).min(self.limit);
         match &self.pending {
             Some(pending) => pending.hold.clone(),
-            None => self.make(self.in_use, 0, self.in_use, Asked::default(), 0, now),
+            None => self.make(self.in_use, 0, want, Asked::default(), waiting, now),
         }
     }
 
     /// Gives back everything, though a request may have no reply yet. Nothing to do if the store knows of nothing.
     pub(super) fn leave(&mut self, now: u64) -> Option<Hold> {
         self.pending = None;
-        self.known.then(|| self.make(0, 0, 0, Asked::default(), 0, now))
+        self.known.then(|| self.make(0, 0, 0, Asked::default(), Waiting::default(), now))
     }
 
     /// Whether the store counts nothing as held but what is in use, or as wanted but what these wait for, and no request is
@@ -303,15 +311,16 @@ impl Pool {
         self.held == self.in_use && (waiting.first > 0 || !self.lacks) && self.pending.is_none()
     }
 
-    fn make(&mut self, keep: u64, need: u64, want: u64, asked: Asked, all: u64, now: u64) -> Hold {
+    fn make(&mut self, keep: u64, need: u64, want: u64, asked: Asked, waiting: Waiting, now: u64) -> Hold {
         let gives = self.held > keep;
         (self.held, self.asked, self.known) = (keep, now, true);
         self.peak = self.in_use;
-        self.wanted(all);
+        self.wanted(waiting.all);
         self.seq += 1;
         let Self { limit, id, seq, length, .. } = *self;
         let label = Arc::clone(&self.label);
-        let hold = Hold { limit, id, seq, keep, need, want, length, label };
+        let waits = if waiting.presses { 0 } else { waiting.first };
+        let hold = Hold { limit, id, seq, keep, need, want, waits, length, label };
         self.pending = Some(Pending { hold: hold.clone(), asked, gives });
         hold
     }
@@ -334,7 +343,8 @@ impl Pool {
         (self.held, self.until) = (reply.held, self.until(reply, sent));
         (self.cap, self.free) = (reply.cap, reply.free);
         let refused = asked.permits > 0 && reply.held < request.keep + asked.permits;
-        // Only whoever has given or taken some tells the next, or two who want more than is free would tell each other for ever.
+        // Only whoever has given or taken some tells the next, or two who may not have what is free would tell each other for
+        // ever.
         let tell = (gives || reply.held > request.keep).then(|| reply.to_tell()).flatten();
         Answered { held: reply.held >= self.in_use, refused: refused.then_some(asked), tell }
     }

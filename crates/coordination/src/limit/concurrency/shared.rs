@@ -6,7 +6,7 @@ use std::{
 };
 
 use commonhold_core::{Error, ErrorKind, Key, Result, Retry, Store};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::BoxFuture};
 use tokio::{
     runtime::Handle,
     sync::{Notify, oneshot},
@@ -29,8 +29,8 @@ pub(super) struct Shared {
     pub(super) remote: Option<Remote>,
     pub(super) time: Time,
     pub(super) inner: Mutex<Inner>,
-    /// One request at a time.
-    pub(super) turn: tokio::sync::Mutex<()>,
+    /// One request at a time, and whoever is to be told of it is told before the next.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     /// For the task that asks: something has changed.
     pub(super) wake: Arc<Notify>,
 }
@@ -42,6 +42,8 @@ pub(super) struct Remote {
     pub(super) name: Arc<str>,
     pub(super) clock_error: Duration,
     pub(super) rule: OnUnavailable,
+    /// How long whoever is next may be told: renewals wait for that.
+    pub(super) tells_for: Duration,
     /// How many this instance may use while the store is away.
     pub(super) share: Option<u64>,
 }
@@ -88,19 +90,24 @@ impl Remote {
             return Err(Error::new(ErrorKind::Unsupported, message).at(store.backend().name(), "limit"));
         }
         let key = state::key(ConcurrencyLimiter::KEY_PREFIX, name)?;
-        Ok(Self { store, key, name: name.into(), clock_error, rule, share })
+        Key::new(told::channel(name))?;
+        Ok(Self { store, key, name: name.into(), clock_error, rule, tells_for: lease / 10, share })
     }
 
     /// Tells an instance that there are permits for it. It asks now and then as well: a message that is lost delays it.
-    fn tell(&self, next: u64) -> impl Future<Output = ()> + Send + use<> {
-        let (store, channel) = (self.store.clone(), told::channel(&self.name));
-        async move {
-            if store.capabilities().publish
-                && let Err(error) = store.publish(channel, next.to_string()).await
-            {
-                tracing::debug!(%error, "nobody was told of free permits");
+    fn tell(&self, next: u64) -> BoxFuture<'static, ()> {
+        let (store, channel, time) = (self.store.clone(), told::channel(&self.name), self.tells_for);
+        Box::pin(async move {
+            // Without a runtime there is no clock for it.
+            if !store.capabilities().publish || Handle::try_current().is_err() {
+                return;
             }
-        }
+            match tokio::time::timeout(time, store.publish(channel, next.to_string())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "nobody was told of free permits"),
+                Err(_) => tracing::debug!("nobody was told of free permits in time"),
+            }
+        })
     }
 }
 
@@ -111,7 +118,7 @@ impl Shared {
             remote,
             time: Time::monotonic(),
             inner: Mutex::new(Inner::new(pool)),
-            turn: tokio::sync::Mutex::default(),
+            turn: Arc::default(),
             wake: Arc::default(),
         }
     }
@@ -204,11 +211,18 @@ impl Shared {
             return false;
         }
         let _later = Later(self);
-        if let Ok(_turn) = self.turn.try_lock()
+        if let Ok(turn) = Arc::clone(&self.turn).try_lock_owned()
             && self.is_to_ask()
-            && let Err(error) = self.exchange(Inner::request).await
         {
-            tracing::debug!(%error, "a concurrency limit was not asked");
+            match self.exchange(Inner::request).await {
+                Ok(None) => {}
+                // In the background: the caller has its answer.
+                Ok(Some(tell)) => drop(tokio::spawn(async move {
+                    tell.await;
+                    drop(turn);
+                })),
+                Err(error) => tracing::debug!(%error, "a concurrency limit was not asked"),
+            }
         }
         true
     }
@@ -241,10 +255,13 @@ impl Shared {
         runtime.spawn(driver.ask_as_long_as_there_is_something_to_ask());
     }
 
-    /// Sends a request and takes in its reply, in the turn of the caller. Dropped in between, the request is repeated by the
-    /// next exchange.
-    pub(super) async fn exchange(self: &Arc<Self>, make: impl FnOnce(&mut Inner, u64) -> Hold) -> Result<()> {
-        let Some(remote) = &self.remote else { return Ok(()) };
+    /// Sends a request and takes in its reply, in the turn of the caller; returns what tells the next, if it is to be told.
+    /// Dropped in between, the request is repeated by the next exchange.
+    pub(super) async fn exchange(
+        self: &Arc<Self>,
+        make: impl FnOnce(&mut Inner, u64) -> Hold,
+    ) -> Result<Option<BoxFuture<'static, ()>>> {
+        let Some(remote) = &self.remote else { return Ok(None) };
         let sent = self.now();
         let request = make(&mut self.inner(), sent);
         let reply = remote.store.transact(&remote.key, request).await;
@@ -290,11 +307,7 @@ impl Shared {
             }
         };
         self.finish(after);
-        if let Some(next) = result? {
-            // In the background: the caller has its answer.
-            tokio::spawn(remote.tell(next));
-        }
-        Ok(())
+        Ok(result?.map(|next| remote.tell(next)))
     }
 
     /// How many may be in use here while the store is away.
@@ -377,14 +390,17 @@ impl Driver {
                 Next::Ask => {
                     let left = shared.inner().pool.left(now);
                     let ask = async {
-                        let _turn = shared.turn.lock().await;
-                        if shared.is_to_ask() || shared.inner().away.is_some() {
-                            shared.exchange(Inner::request).await?;
-                        }
-                        Ok::<(), Error>(())
+                        let turn = shared.turn.lock().await;
+                        let tell = if shared.is_to_ask() || shared.inner().away.is_some() {
+                            shared.exchange(Inner::request).await?
+                        } else {
+                            None
+                        };
+                        Ok::<_, Error>((turn, tell))
                     };
                     // However long the store takes, what is over is given up then.
                     match (tokio::time::timeout(left, ask).await, &shared.remote) {
+                        (Ok(Ok((_turn, Some(tell)))), _) => tell.await,
                         (Ok(Err(error)), _) => tracing::debug!(%error, "a concurrency limit was not asked"),
                         (Err(_), Some(remote)) => {
                             let error =

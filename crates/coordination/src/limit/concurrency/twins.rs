@@ -12,14 +12,14 @@ use crate::{
 fn states() -> impl Strategy<Value = Vec<u8>> {
     let sane =
         prop_oneof![3 => 1_u64..2_000, 2 => Just(START.cast_unsigned() + 500_000), 1 => 0..1_u64 << 52];
-    let count = prop_oneof![Just(1_usize), Just(8), Just(15), Just(22)];
+    let count = prop_oneof![Just(1_usize), Just(9), Just(17), Just(25)];
     let label = prop_oneof![9 => Just("=a%20b"), 1 => Just(""), 1 => Just("\u{e4}"), 1 => Just("\t")];
     let sane = (count, label)
         .prop_flat_map(move |(count, label)| (prop::collection::vec(sane.clone(), count), Just(label)))
         .prop_map(|(numbers, label)| {
             let text = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
             let leases: String =
-                numbers[1..].chunks(7).map(|lease| format!(" {} {label}", text(lease))).collect();
+                numbers[1..].chunks(8).map(|lease| format!(" {} {label}", text(lease))).collect();
             format!("concurrency {}{leases}", numbers[0]).into_bytes()
         });
     let words = prop::collection::vec(numbers(), 0..18);
@@ -32,17 +32,21 @@ fn states() -> impl Strategy<Value = Vec<u8>> {
 
 #[derive(Debug, Clone)]
 enum Command {
-    Hold { limit: u64, id: u64, seq: u64, keep: u64, need: u64, want: u64 },
+    Hold(Hold),
     Put(Vec<u8>),
 }
 
 fn commands() -> impl Strategy<Value = Command> {
     let few = || prop_oneof![2 => Just(0_u64), 3 => 1_u64..5, 2 => 1_u64..20, 1 => 1_u64..1 << 32];
     let limit = prop_oneof![4 => Just(10_u64), 2 => 1_u64..20, 1 => 1_u64..=1 << 32];
+    let length = prop_oneof![3 => Just(1_000_000_u64), 1 => Just(30_000_000)];
     prop_oneof![
-        8 => (limit, 1_u64..6, 1_u64..20, few(), few(), few()).prop_map(|(limit, id, seq, keep, need, want)| {
-            Command::Hold { limit, id, seq, keep, need, want }
-        }),
+        8 => (limit, 1_u64..6, 1_u64..20, [few(), few(), few(), few()], length).prop_map(
+            |(limit, id, seq, [keep, need, want, waits], length)| {
+                let label = format!("={id}").into();
+                Command::Hold(Hold { limit, id, seq, keep, need, want, waits, length, label })
+            }
+        ),
         1 => states().prop_map(Command::Put),
     ]
 }
@@ -60,9 +64,7 @@ proptest! {
             micros += step;
             match command {
                 Command::Put(state) => twin.put(&state),
-                Command::Hold { limit, id, seq, keep, need, want } => {
-                    let label = format!("={id}").into();
-                    let hold = Hold { limit, id, seq, keep, need, want, length: 1_000_000, label };
+                Command::Hold(hold) => {
                     let _same_for_both = twin.apply(&hold, Timestamp::from_nanos(micros * 1_000));
                 }
             }
