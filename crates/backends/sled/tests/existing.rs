@@ -23,7 +23,7 @@ fn key(bytes: impl AsRef<[u8]>) -> Key {
     Key::new(bytes).unwrap()
 }
 
-/// Does something with the database as anybody would who uses sled.
+/// Does something with the database as anybody would who uses sled, and leaves it closed.
 fn plainly<T>(path: &Path, act: impl FnOnce(&sled::Db) -> T) -> T {
     let begun = Instant::now();
     // Threads of its own may hold it for a moment after it was dropped.
@@ -36,6 +36,13 @@ fn plainly<T>(path: &Path, act: impl FnOnce(&sled::Db) -> T) -> T {
     };
     let done = act(&db);
     db.flush().unwrap();
+    drop(db);
+    // As above: whoever opens it next must not meet them.
+    let file = fs::File::open(path.join("db")).unwrap();
+    while file.try_lock().is_err() {
+        assert!(begun.elapsed() < MINUTE, "{} is not closed", path.display());
+        thread::sleep(Duration::from_millis(5));
+    }
     done
 }
 
