@@ -98,10 +98,10 @@ impl Signals {
 
 /// Runs a command until it ends or `lost` comes; then it is asked to end (SIGTERM) and after 5 s killed.
 ///
-/// It sees the fencing token, if there is one, in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. Signals that ask to end are passed
-/// on to it and to what it has started, which is a process group of its own. Where standard input is a terminal it is
-/// not, because it could not read from there: SIGINT, SIGQUIT and SIGHUP reach it from the terminal then, and SIGTERM only
-/// the command itself.
+/// It sees the fencing token, if there is one, in `COMMONHOLD_FENCE` and the name in `COMMONHOLD_NAME`. Signals that ask to
+/// end are passed on to it and to what it has started, which is a process group of its own. Where standard input is a
+/// terminal it is not, because it could not read from there: SIGINT, SIGQUIT and SIGHUP reach it from the terminal then, and
+/// SIGTERM only the command itself.
 pub(crate) async fn run(
     command: &[OsString],
     name: &str,

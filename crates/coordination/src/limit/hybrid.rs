@@ -104,9 +104,9 @@ impl HybridLimiter {
     /// too; see [`metered_as`](Self::metered_as).
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name, a lease shorter than 10 ms (where the clocks of instances decide: 4 times what
-    /// they may be apart) or longer than an hour, or a local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let entries expire, or not as late
-    /// as this limit needs.
+    /// `InvalidInput` for an empty name, a lease shorter than 10 ms (where the clocks of instances decide: 4 times what they
+    /// may be apart) or longer than an hour, or a local share of less than one permit; `TooLarge` for a name that makes no
+    /// key; `Unsupported` if the store cannot let entries expire, or not as late as this limit needs.
     pub fn new(
         store: Store,
         name: &str,

@@ -13,10 +13,10 @@ local function write(...)
   return string.format(' %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s', ...)
 end
 
--- Of those others that go on: their texts and wishes, what they hold, how many lack some and which of those wait, the smallest limit, since when one has had none, and when the last one ends.
+-- Of those others that go on: their texts and wishes, what they hold, how many lack some and which of those wait, the
+-- smallest limit, since when one has had none, and when the last one ends.
 local texts, wishes, others, own = {}, {}, 0, nil
 local line, lacking, smallest, longest, last = {}, 0, limit, nil, 0
-
 
 local function parse(state)
   local _, to, at = string.find(state, '^concurrency (%d+)')

@@ -131,9 +131,9 @@ impl ConcurrencyLimiter {
     /// So many at a time in all instances. Permits come from the store and go back at once: the entry `concurrency:NAME`.
     ///
     /// # Errors
-    /// `InvalidInput` for an empty name, no permits or more than 2^32, a lease shorter than 100 ms (where the clocks of instances
-    /// decide: 4 times what they may be apart) or longer than an hour, or a local share of less than one permit; `TooLarge` for a name that makes no key; `Unsupported` if the store cannot let
-    /// entries expire.
+    /// `InvalidInput` for an empty name, no permits or more than 2^32, a lease shorter than 100 ms (where the clocks of
+    /// instances decide: 4 times what they may be apart) or longer than an hour, or a local share of less than one permit;
+    /// `TooLarge` for a name that makes no key or no channel; `Unsupported` if the store cannot let entries expire.
     pub fn distributed(
         store: Store,
         name: &str,
@@ -226,7 +226,8 @@ impl ConcurrencyLimiter {
         answer.map_err(|_| Error::new(ErrorKind::Internal, "a call that waits for permits was refused"))
     }
 
-    /// The same, for this long: refused if they were not to be had until then.
+    /// The same, for this long: refused if it has none by then. It asks now and then, so what came back just before may go
+    /// unseen, and in less than a round trip nothing is had of a store.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
